@@ -1,0 +1,95 @@
+"""The errors of the library: one tree, typed attributes, and whether trying again can help.
+
+EventSourcingError
+├── ConfigurationError          a setting is missing, unknown or contradictory
+├── InvalidEventError           an event that no store would take (field, index)
+├── ConcurrencyError            another writer was there first (aggregate_id, expected, actual)
+├── DuplicateEventError         an event_id was used before with other content (event_id, field)
+├── NotFoundError               nothing has this id (kind, key)
+├── CursorAheadError            a reader knows positions that the store does not (cursor, head)
+├── SchemaError                 the database's schema is not the one this version needs
+├── UnavailableError            the database or the broker cannot be reached; retryable
+└── HandlerError                a handler gave up on an event (event_id, handler, attempts; cause kept)
+
+The state left behind is the same for all that an append raises: nothing of the call is appended.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+class EventSourcingError(Exception):
+    """The root of the tree. `retryable` says whether the same call may succeed later."""
+
+    retryable = False
+
+
+class ConfigurationError(EventSourcingError):
+    """A setting is missing, unknown or contradicts another one. Nothing was started."""
+
+
+class InvalidEventError(EventSourcingError):
+    """An event cannot be stored as it is. `field` is a dotted path, `index` the place in the batch."""
+
+    def __init__(self, reason: str, *, field: str = "", index: int | None = None) -> None:
+        self.reason, self.field, self.index = reason, field, index
+        where = f"event {index}: " if index is not None else ""
+        super().__init__(f"{where}{field}: {reason}" if field else f"{where}{reason}")
+
+
+class ConcurrencyError(EventSourcingError):
+    """Another writer appended to the aggregate first. Read it again, decide again, append again.
+
+    `expected` and `actual` are the versions of the aggregate's last event; 0 means no stream.
+    """
+
+    def __init__(self, aggregate_id: str, *, expected: int, actual: int) -> None:
+        self.aggregate_id, self.expected, self.actual = aggregate_id, expected, actual
+        super().__init__(f"aggregate {aggregate_id!r} is at version {actual}, not at the expected {expected}")
+
+
+class DuplicateEventError(EventSourcingError):
+    """The event_id is stored already, with another `field` than the event now given."""
+
+    def __init__(self, event_id: UUID, *, field: str) -> None:
+        self.event_id, self.field = event_id, field
+        super().__init__(f"event {event_id} is already stored with another {field}")
+
+
+class NotFoundError(EventSourcingError):
+    """Nothing of this kind has this key."""
+
+    def __init__(self, kind: str, key: str) -> None:
+        self.kind, self.key = kind, key
+        super().__init__(f"no {kind} {key!r}")
+
+
+class CursorAheadError(EventSourcingError):
+    """A cursor lies above the highest committed position: the store was restored to an earlier state.
+
+    Nothing was read. Going on would skip the events that will get these positions again.
+    """
+
+    def __init__(self, cursor: int, head: int) -> None:
+        self.cursor, self.head = cursor, head
+        super().__init__(f"cursor {cursor} is ahead of the store, whose last position is {head}")
+
+
+class SchemaError(EventSourcingError):
+    """The database's schema is older or newer than this version needs. Nothing was changed."""
+
+
+class UnavailableError(EventSourcingError):
+    """The database or the broker cannot be reached now. What was in flight may or may not be stored:
+    append again with the same event ids, and the store settles it."""
+
+    retryable = True
+
+
+class HandlerError(EventSourcingError):
+    """A handler failed on an event after `attempts` tries. The cause is chained."""
+
+    def __init__(self, event_id: UUID, *, handler: str, attempts: int, reason: str) -> None:
+        self.event_id, self.handler, self.attempts = event_id, handler, attempts
+        super().__init__(f"{handler} failed on event {event_id} after {attempts} attempts: {reason}")

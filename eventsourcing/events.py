@@ -1,0 +1,294 @@
+"""Events: drafts that callers make, the records that a store returns, and the registry of their types.
+
+A `BaseEvent` is a validated draft with exactly the published fields. A store turns it into a frozen
+`RecordedEvent`, which adds the place in the global order. One declaration makes an event type: a class
+with its type, its aggregate and its payload; topics, schemas and checks derive from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Self, TypeVar
+from uuid import UUID
+
+import uuid_utils.compat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from eventsourcing.canonical import decode, encode, utc
+from eventsourcing.errors import InvalidEventError
+
+RESERVED_METADATA = frozenset({"traceparent", "dagster_run_id", "backfilled", "schema_version", "region"})
+"""Keys of `metadata` that belong to the system; everything else in it is the caller's."""
+
+MAX_EVENT_BYTES = 768 * 1024
+"""The largest event, payload and metadata encoded together."""
+
+
+class EventType(StrEnum):
+    """The types of our own events. Teams register theirs beside them under their own strings."""
+
+    MIGRATION_STARTED = "migration.started"
+    MIGRATION_COMPLETED = "migration.completed"
+    MIGRATION_FAILED = "migration.failed"
+    DATA_EXTRACTED = "data.extracted"
+    DATA_TRANSFORMED = "data.transformed"
+    DATA_VALIDATED = "data.validated"
+    DATA_IMPORTED = "data.imported"
+    USER_MIGRATED = "user.migrated"
+    ADMIN_MIGRATED = "admin.migrated"
+    ROLLBACK_INITIATED = "rollback.initiated"
+    ROLLBACK_COMPLETED = "rollback.completed"
+    SCHEMA_COMPATIBILITY_CHECKED = "schema.compatibility.checked"
+    UUID_TRANSFORMED = "uuid.transformed"
+    DATETIME_CONVERTED = "datetime.converted"
+    RECORD_QUARANTINED = "record.quarantined"
+    USER_ROLLED_BACK = "user.rolled_back"
+    ADMIN_ROLLED_BACK = "admin.rolled_back"
+    CUTOVER_CHANGED = "cutover.changed"
+
+
+_TYPE_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _known_type(value: str) -> str:
+    if not _TYPE_PATTERN.fullmatch(value):
+        raise ValueError(
+            "an event type is 1 to 128 of a-z, 0-9, '.', '_', '-', starting with a letter or digit"
+        )
+    try:
+        return EventType(value)
+    except ValueError:
+        return value
+
+
+def _no_control(value: str) -> str:
+    if _CONTROL.search(value):
+        raise ValueError("must not contain control characters")
+    return value
+
+
+EventTypeName = Annotated[str, AfterValidator(_known_type)]
+"""A well-formed event type; one of ours becomes its `EventType` member."""
+
+Identifier = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_no_control)]
+"""1 to 255 characters without control characters."""
+
+UtcDatetime = Annotated[datetime, AfterValidator(utc)]
+"""A moment, kept in UTC; a naive one is taken as UTC."""
+
+
+def new_event_id() -> UUID:
+    """A time-ordered random id (UUIDv7): random ids make the unique index the bottleneck."""
+    return uuid_utils.compat.uuid7()
+
+
+def deterministic_event_id(started_at: datetime, *parts: str) -> UUID:
+    """The same id for the same parts: a UUIDv8 of the run's start and a hash (RFC 9562, 5.8).
+
+    Ids of one run lie together in an index, and a repeated run appends nothing twice.
+    """
+    milliseconds = int(utc(started_at).timestamp() * 1000) & (2**48 - 1)
+    digest = int.from_bytes(hashlib.sha256("\x1f".join(parts).encode()).digest()[:10])
+    value = (milliseconds << 80) | digest
+    value = (value & ~(0xF << 76)) | (0x8 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return UUID(int=value)
+
+
+class BaseEvent(BaseModel):
+    """Something that happened, as its author states it: a draft until a store records it.
+
+    `event_version` 0 lets the store assign the aggregate's next version; another number must be
+    exactly the next one. `timestamp` is when it happened and may lie in the past.
+    """
+
+    model_config = ConfigDict(validate_assignment=True, extra="forbid", hide_input_in_errors=True)
+
+    event_id: UUID = Field(default_factory=new_event_id)
+    event_type: EventTypeName
+    aggregate_id: Identifier
+    aggregate_type: Identifier
+    event_version: int = Field(default=0, ge=0, lt=2**31)
+    timestamp: UtcDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    correlation_id: UUID | None = None
+    causation_id: UUID | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+
+    _defaulted: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def follow(self, parent: BaseEvent) -> Self:
+        """Take the parent's correlation (its event_id where it has none) and name it as the cause."""
+        self.correlation_id = parent.correlation_id or parent.event_id
+        self.causation_id = parent.event_id
+        return self
+
+    @property
+    def defaulted_payload(self) -> frozenset[str]:
+        """Payload fields that the caller left to their default: they follow the timestamp."""
+        return self._defaulted
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "timestamp" and self._defaulted:
+            moment = decode(encode(self.timestamp))
+            self.data.update(dict.fromkeys(self._defaulted, moment))
+
+
+class RecordedEvent(BaseEvent):
+    """An event as the store holds it: frozen, with its place in the global order.
+
+    `position` grows along the store and is unique; `recorded_at` is when the store took it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    position: int
+    recorded_at: UtcDatetime
+
+    @classmethod
+    def from_store(cls, fields: dict[str, Any]) -> RecordedEvent:
+        """Wrap fields that the store itself wrote, without validating them a second time."""
+        event = cls.__new__(cls)
+        object.__setattr__(event, "__dict__", fields)
+        object.__setattr__(event, "__pydantic_fields_set__", _RECORDED_FIELDS)
+        object.__setattr__(event, "__pydantic_extra__", None)
+        object.__setattr__(event, "__pydantic_private__", {"_defaulted": frozenset()})
+        return event
+
+
+_RECORDED_FIELDS = set(RecordedEvent.model_fields)
+
+
+class EventPayload(BaseModel):
+    """The payload of a typed event: extra keys are kept, and a field `…_at = OCCURRED` that is left
+    out takes the event's timestamp."""
+
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+
+
+OCCURRED: Any = Field(default=None, description="Defaults to the event's timestamp.")
+
+
+class TypedEvent(BaseEvent):
+    """An event of a declared type: the constructor takes the payload's fields beside the event's own.
+
+    A subclass names its type, its aggregate and the argument that becomes the aggregate_id, and
+    declares its payload:
+
+        class SeatBooked(TypedEvent, event_type="seat.booked", aggregate_type="seat", id_field="seat_id"):
+            class Payload(EventPayload):
+                passenger: str
+    """
+
+    declared_type: ClassVar[str]
+    declared_aggregate: ClassVar[str]
+    id_field: ClassVar[str]
+    payload_model: ClassVar[type[BaseModel]]
+
+    def __init_subclass__(
+        cls, *, event_type: str, aggregate_type: str, id_field: str = "aggregate_id", **kwargs: Any
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.declared_type = _known_type(event_type)
+        cls.declared_aggregate = aggregate_type
+        cls.id_field = id_field
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        payload = getattr(cls, "Payload", None)
+        if not (isinstance(payload, type) and issubclass(payload, BaseModel)):
+            raise TypeError(f"{cls.__name__} declares no Payload")
+        cls.payload_model = payload
+
+    def __init__(self, **values: Any) -> None:
+        if self.id_field != "aggregate_id" and self.id_field in values:
+            values["aggregate_id"] = values.pop(self.id_field)
+        given = {name: values.pop(name) for name in list(values) if name not in BaseEvent.model_fields}
+        given = {**values.pop("data", {}), **given}
+        values.setdefault("event_type", self.declared_type)
+        values.setdefault("aggregate_type", self.declared_aggregate)
+        super().__init__(**values)
+        data, defaulted = complete_payload(type(self), given, self.timestamp)
+        self.__dict__["data"] = data
+        self.__pydantic_fields_set__.add("data")
+        self._defaulted = defaulted
+
+
+def complete_payload(
+    cls: type[TypedEvent], given: Mapping[str, Any], timestamp: datetime
+) -> tuple[dict[str, Any], frozenset[str]]:
+    """Validate a payload against its declaration: the canonical payload, and the fields defaulted.
+
+    Raises pydantic's ValidationError naming the payload's fields, or InvalidEventError.
+    """
+    model = cls.payload_model
+    defaulted = frozenset(
+        name
+        for name, field in model.model_fields.items()
+        if name.endswith("_at") and not field.is_required() and given.get(name) is None
+    )
+    payload = model.model_validate({**given, **dict.fromkeys(defaulted, timestamp)})
+    fields = {name: getattr(payload, name) for name in model.model_fields}
+    extra = payload.__pydantic_extra__ or {}
+    canonical: dict[str, Any] = decode(encode({**fields, **extra}))
+    return canonical, defaulted
+
+
+_registry: dict[str, type[TypedEvent]] = {}
+
+T = TypeVar("T", bound=TypedEvent)
+
+
+def register_event(cls: type[T]) -> type[T]:
+    """Make a typed event known to every part: validation, HTTP, schemas. Usable as a decorator.
+
+    Raises ValueError when another class holds its type string.
+    """
+    known = _registry.setdefault(cls.declared_type, cls)
+    if (
+        known is not cls
+        and f"{known.__module__}.{known.__qualname__}" != f"{cls.__module__}.{cls.__qualname__}"
+    ):
+        raise ValueError(f"event type {cls.declared_type!r} is registered by {known.__name__} already")
+    _registry[cls.declared_type] = cls
+    return cls
+
+
+def event_class(event_type: str) -> type[TypedEvent] | None:
+    """The class registered for a type, or None."""
+    return _registry.get(event_type)
+
+
+def registered_events() -> Iterable[type[TypedEvent]]:
+    """Every registered class, in the order of their types."""
+    return [_registry[name] for name in sorted(_registry)]
+
+
+def parse_event(fields: Mapping[str, Any]) -> BaseEvent:
+    """Build the typed event that a stranger's fields describe, as HTTP and imports do.
+
+    Raises InvalidEventError with the field's path: unknown type, missing or wrong field.
+    """
+    name = fields.get("event_type")
+    cls = event_class(name) if isinstance(name, str) else None
+    if cls is None:
+        raise InvalidEventError("not a registered event type", field="event_type")
+    unknown = set(fields) - set(BaseEvent.model_fields)
+    if unknown:
+        raise InvalidEventError("not a field of an event", field=min(unknown))
+    if not isinstance(fields.get("data", {}), Mapping):
+        raise InvalidEventError("must be an object", field="data")
+    try:
+        return cls(**fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        prefix = "data." if error.title == cls.payload_model.__name__ else ""
+        raise InvalidEventError(first["msg"], field=prefix + path) from None

@@ -1,0 +1,145 @@
+"""The contract of a storage: an append-only log of events, and keyed states beside it.
+
+`EventStorage` keeps events: atomic appends, versions without a gap, positions that a reader can trust.
+`StateStorage` keeps everything derived: a read model, its checkpoint and a dead letter commit together.
+Every backend implements both; nothing outside this folder asks which one it is on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from eventsourcing.canonical import comparable, decode
+from eventsourcing.errors import DuplicateEventError
+from eventsourcing.events import RESERVED_METADATA, BaseEvent, RecordedEvent
+from eventsourcing.query import EventQuery
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """A draft made ready: encoded, measured, with the version it must have (0: the next one)."""
+
+    event: BaseEvent
+    version: int
+    data: bytes
+    metadata: bytes
+
+
+class EventStorage(Protocol):
+    """An append-only log of events."""
+
+    async def open(self) -> None:
+        """Connect, and create the schema in an empty database. Repeating it changes nothing.
+
+        Raises SchemaError for an older or newer schema, UnavailableError without a database.
+        """
+
+    async def close(self) -> None:
+        """Release every connection; a closed storage may be opened again."""
+
+    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+        """Store all events or none, and return them in the order given.
+
+        An event whose event_id is stored comes back as stored; this is checked before any version.
+        Event ids are unique within the call. Raises ConcurrencyError, DuplicateEventError,
+        UnavailableError; then nothing of the call is stored.
+        """
+
+    def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
+        """Stream what is committed and matches, in non-empty batches of at most `batch_size`.
+
+        Raises CursorAheadError when `after_position` lies above the head.
+        """
+
+    async def horizon(self) -> int:
+        """The position up to which nothing can appear any more; 0 in an empty store."""
+
+    async def head(self) -> int:
+        """The highest committed position; 0 in an empty store."""
+
+    async def wait(self, position: int, *, timeout_s: float) -> None:
+        """Return once events above `position` may have been appended, at the latest after the timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateTable:
+    """A declared table of states: text keys in byte order, JSON values."""
+
+    name: str
+
+
+class StateTransaction(Protocol):
+    """Reads and writes of states that commit together."""
+
+    async def get(self, table: StateTable, key: str, *, lock: bool = False) -> Any | None:
+        """The value of a key, or None. `lock` keeps other transactions from changing it until the end."""
+
+    async def put(self, table: StateTable, key: str, value: Any) -> None:
+        """Set the value of a key."""
+
+    async def add(self, table: StateTable, key: str, value: Any) -> bool:
+        """Set the value of a new key; False, and nothing changed, when the key exists."""
+
+    async def delete(self, table: StateTable, key: str) -> None:
+        """Remove a key; a key that is not there is none."""
+
+    async def scan(
+        self,
+        table: StateTable,
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int = 1000,
+        backwards: bool = False,
+    ) -> list[tuple[str, Any]]:
+        """The next keys that begin with `prefix`, in byte order, beyond `after` in the direction read."""
+
+
+class StateStorage(Protocol):
+    """Keyed states with transactions, and leases that one process holds at a time."""
+
+    def transaction(self) -> AbstractAsyncContextManager[StateTransaction]:
+        """A transaction: committed on a clean exit, undone on an exception."""
+
+    def lease(self, name: str) -> AbstractAsyncContextManager[bool]:
+        """Try to become the one holder of a name; True when it is ours. Dies with the process."""
+
+
+class Storage(EventStorage, StateStorage, Protocol):
+    """What a backend implements."""
+
+
+def settle_duplicate(new: NewEvent, stored: RecordedEvent) -> RecordedEvent:
+    """The stored event, when the caller's event says the same; else DuplicateEventError.
+
+    Only what the caller set is compared, in canonical JSON: a defaulted timestamp, defaulted payload
+    moments, version 0 and reserved metadata may differ.
+    """
+    event = new.event
+    given = event.model_fields_set
+    for name in (
+        "event_type",
+        "aggregate_id",
+        "aggregate_type",
+        "correlation_id",
+        "causation_id",
+        "timestamp",
+    ):
+        if name in given and getattr(event, name) != getattr(stored, name):
+            raise DuplicateEventError(event.event_id, field=name)
+    if event.event_version and event.event_version != stored.event_version:
+        raise DuplicateEventError(event.event_id, field="event_version")
+    if "data" in given and _differ(decode(new.data), stored.data, event.defaulted_payload):
+        raise DuplicateEventError(event.event_id, field="data")
+    if "metadata" in given and _differ(decode(new.metadata), stored.metadata, RESERVED_METADATA):
+        raise DuplicateEventError(event.event_id, field="metadata")
+    return stored
+
+
+def _differ(given: dict[str, Any], stored: dict[str, Any], ignored: frozenset[str]) -> bool:
+    mine = {key: value for key, value in given.items() if key not in ignored}
+    theirs = {key: value for key, value in stored.items() if key not in ignored}
+    return comparable(mine) != comparable(theirs)
