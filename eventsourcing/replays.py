@@ -193,9 +193,9 @@ def _progress(result: ReplayResult) -> dict[str, Any]:
 def _as_seen(row: dict[str, Any]) -> dict[str, Any]:
     """The row, interrupted when its process stopped beating."""
     beat = row.get("heartbeat_at")
-    if row["status"] == "running" and beat is not None:
-        if datetime.now(UTC) - datetime.fromisoformat(beat) > STALE_AFTER:
-            return {**row, "status": "interrupted"}
+    running = row["status"] == "running" and beat is not None
+    if running and datetime.now(UTC) - datetime.fromisoformat(beat) > STALE_AFTER:
+        return {**row, "status": "interrupted"}
     return row
 
 
