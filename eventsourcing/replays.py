@@ -194,7 +194,7 @@ def _as_seen(row: dict[str, Any]) -> dict[str, Any]:
     """The row, interrupted when its process stopped beating."""
     beat = row.get("heartbeat_at")
     running = row["status"] == "running" and beat is not None
-    if running and datetime.now(UTC) - datetime.fromisoformat(beat) > STALE_AFTER:
+    if running and datetime.now(UTC) - datetime.fromisoformat(str(beat)) > STALE_AFTER:
         return {**row, "status": "interrupted"}
     return row
 
