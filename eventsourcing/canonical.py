@@ -12,6 +12,7 @@ import math
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -60,6 +61,8 @@ def _encode_other(value: Any) -> Any:
         if not value.is_finite():
             raise InvalidEventError("NaN and infinity have no JSON form")
         return str(value)
+    if isinstance(value, UUID):
+        return str(value)  # a driver's subclass; orjson knows only the plain one
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(value).decode()
     raise InvalidEventError(f"{type(value).__name__} has no JSON form")

@@ -7,7 +7,7 @@ Every backend implements both; nothing outside this folder asks which one it is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -60,8 +60,8 @@ class EventStorage(Protocol):
     async def head(self) -> int:
         """The highest committed position; 0 in an empty store."""
 
-    async def wait(self, position: int, *, timeout_s: float) -> None:
-        """Return once events above `position` may have been appended, at the latest after the timeout."""
+    async def wait(self, position: int, *, timeout_s: float) -> bool:
+        """Return True once events above `position` may have been appended, False after the timeout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,12 @@ class StateTransaction(Protocol):
 
     async def put(self, table: StateTable, key: str, value: Any) -> None:
         """Set the value of a key."""
+
+    async def get_many(self, table: StateTable, keys: Sequence[str]) -> dict[str, Any]:
+        """The values of those keys that exist."""
+
+    async def put_many(self, table: StateTable, values: Mapping[str, Any]) -> None:
+        """Set the values of many keys."""
 
     async def add(self, table: StateTable, key: str, value: Any) -> bool:
         """Set the value of a new key; False, and nothing changed, when the key exists."""

@@ -1,0 +1,171 @@
+"""Every setting, and the only reader of the environment.
+
+`DATABASE_URL`, `KAFKA_BOOTSTRAP_SERVERS` and `LOG_LEVEL` keep their plain names; every other one is
+`ESM_…`. A secret may come from a file named by the same name with `_FILE`. An unknown `ESM_` name or a
+contradiction fails at start with one line.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from eventsourcing.errors import ConfigurationError
+from eventsourcing.secrets import redact_url
+
+
+class EventStoreConfig(BaseModel):
+    """Where the events are. Without a URL: the embedded PostgreSQL of the data directory."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    database_url: str | None = None
+    pool_size: int = Field(default=8, ge=1, le=100)
+    append_timeout_s: float = Field(default=30.0, gt=0)
+
+
+class EventBusConfig(BaseModel):
+    """How events travel. Without bootstrap servers: over the store. `retry_delay` is in seconds and
+    doubles with each attempt, with full jitter."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    kafka_bootstrap_servers: str | None = None
+    topic_prefix: str = Field(default="migration", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$")
+    retry_attempts: int = Field(default=3, ge=0, le=100)
+    retry_delay: float = Field(default=1.0, ge=0)
+    enable_dead_letter_queue: bool = True
+
+
+class EventReplayConfig(BaseModel):
+    """How a replay runs. Delays are in seconds; `max_retries` counts after the first attempt."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    batch_size: int = Field(default=100, ge=1, le=10_000)
+    delay_between_batches: float = Field(default=0.0, ge=0)
+    stop_on_error: bool = False
+    max_retries: int = Field(default=3, ge=0, le=100)
+    retry_delay: float = Field(default=1.0, ge=0)
+
+
+def _default_data_dir() -> Path:
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/esm")  # the embedded server runs as another user, who must get there
+    return Path.home() / ".local" / "share" / "esm"
+
+
+_PLAIN = {
+    "database_url": "DATABASE_URL",
+    "kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS",
+    "log_level": "LOG_LEVEL",
+}
+_SECRETS = ("database_url", "dagster_database_url", "target_database_url", "hmac_secret")
+
+
+class Settings(BaseSettings):
+    """The settings of a process."""
+
+    model_config = SettingsConfigDict(env_prefix="ESM_", extra="ignore", hide_input_in_errors=True)
+
+    database_url: str | None = Field(
+        default=None, validation_alias=AliasChoices("database_url", "DATABASE_URL")
+    )
+    """The event database; unset: the embedded PostgreSQL."""
+    kafka_bootstrap_servers: str | None = Field(
+        default=None, validation_alias=AliasChoices("kafka_bootstrap_servers", "KAFKA_BOOTSTRAP_SERVERS")
+    )
+    """Kafka's address; unset: the bus over the store."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", validation_alias=AliasChoices("log_level", "LOG_LEVEL")
+    )
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    """Where the embedded PostgreSQL, Dagster's home and the work files of migrations live."""
+    pool_size: int = Field(default=8, ge=1, le=100)
+    topic_prefix: str = "migration"
+    retry_attempts: int = Field(default=3, ge=0, le=100)
+    retry_delay: float = Field(default=1.0, ge=0)
+    plugins: str = ""
+    """Modules to import in every process, separated by commas."""
+    dagster_database_url: str | None = None
+    """Dagster's own storage; unset: a database beside the event database."""
+    target_database_url: str | None = None
+    """The target that jobs and services know as `target`; unset: a database beside the events."""
+    source_dir: Path | None = None
+    """The only directory that jobs read source files from; unset: `sources` in the data directory."""
+    hmac_secret: str | None = None
+    """Keys the hashes that stand for secret fields; unset: made once and kept in the data directory."""
+    bind_host: str = "127.0.0.1"
+    event_service_port: int = Field(default=8006, ge=1, le=65535)
+    replay_service_port: int = Field(default=8007, ge=1, le=65535)
+    dagster_port: int = Field(default=3000, ge=1, le=65535)
+    allow_insecure_bind: bool = False
+    """Let the services listen beyond loopback although nobody authenticates."""
+
+    @model_validator(mode="after")
+    def _refuse_open_door(self) -> Settings:
+        if self.bind_host not in ("127.0.0.1", "::1", "localhost") and not self.allow_insecure_bind:
+            raise ValueError(
+                f"ESM_BIND_HOST={self.bind_host} would expose services without authentication; "
+                "set ESM_ALLOW_INSECURE_BIND=true to accept that"
+            )
+        return self
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Read the environment. Raises ConfigurationError with one line that names the setting."""
+        values = {**_from_files(), **overrides}
+        _refuse_unknown(os.environ)
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            field = str(first["loc"][0]) if first["loc"] else ""
+            name = _PLAIN.get(field.lower(), f"ESM_{field.upper()}") if field else ""
+            message = first["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(redact_url(f"{name}: {message}" if name else message)) from None
+
+    def store_config(self) -> EventStoreConfig:
+        """The part that an EventStore needs."""
+        return EventStoreConfig(database_url=self.database_url, pool_size=self.pool_size)
+
+    def bus_config(self) -> EventBusConfig:
+        """The part that an EventBus needs."""
+        return EventBusConfig(
+            kafka_bootstrap_servers=self.kafka_bootstrap_servers,
+            topic_prefix=self.topic_prefix,
+            retry_attempts=self.retry_attempts,
+            retry_delay=self.retry_delay,
+        )
+
+
+def _environment_name(field: str) -> str:
+    return _PLAIN.get(field, f"ESM_{field.upper()}")
+
+
+def _refuse_unknown(environment: os._Environ[str]) -> None:
+    known = {_environment_name(field) for field in Settings.model_fields}
+    known |= {f"{_environment_name(field)}_FILE" for field in _SECRETS}
+    for name in sorted(environment):
+        if name.startswith("ESM_") and name not in known:
+            raise ConfigurationError(f"{name} is not a setting; see the list in docs/settings.md")
+
+
+def _from_files() -> dict[str, str]:
+    values = {}
+    for field in _SECRETS:
+        name = _environment_name(field)
+        path = os.environ.get(f"{name}_FILE")
+        if path is None:
+            continue
+        if name in os.environ:
+            raise ConfigurationError(f"{name} and {name}_FILE are both set")
+        try:
+            values[field] = Path(path).read_text("utf-8").strip()
+        except OSError as error:
+            raise ConfigurationError(f"{name}_FILE: {error.strerror}: {path}") from error
+    return values

@@ -1,0 +1,75 @@
+"""Make drafts ready to append: encoded, measured, and with the version each must have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from eventsourcing.canonical import comparable, decode, encode
+from eventsourcing.errors import DuplicateEventError, InvalidEventError
+from eventsourcing.events import MAX_EVENT_BYTES, BaseEvent
+from eventsourcing.storage.base import NewEvent
+
+ANY: Final = -1
+"""`expected_version`: append at whatever version the aggregate is."""
+
+NO_STREAM: Final = 0
+"""`expected_version`: the aggregate must have no events yet."""
+
+ExpectedVersion = int | Mapping[str, int]
+"""The version an aggregate must be at: for the one aggregate of the call, or by aggregate_id."""
+
+
+def prepare(events: Sequence[BaseEvent], expected_version: ExpectedVersion = ANY) -> list[NewEvent]:
+    """The drafts of one call, in its order, without repetitions of the same event.
+
+    Raises InvalidEventError naming the index and the field, DuplicateEventError when two events of
+    the call share an id and differ.
+    """
+    following = _first_versions(events, expected_version)
+    ready: dict[object, NewEvent] = {}
+    for index, event in enumerate(events):
+        try:
+            new = _prepared(event, following)
+        except InvalidEventError as error:
+            raise InvalidEventError(error.reason, field=error.field, index=index) from None
+        twin = ready.setdefault(event.event_id, new)
+        if twin is not new and _content(twin.event) != _content(event):
+            raise DuplicateEventError(event.event_id, field="content in the same call")
+    return list(ready.values())
+
+
+def _first_versions(events: Sequence[BaseEvent], expected: ExpectedVersion) -> dict[str, int]:
+    """The version that the next event of an aggregate must have, for aggregates that the caller named."""
+    if isinstance(expected, Mapping):
+        named = dict(expected)
+    else:
+        aggregates = {event.aggregate_id for event in events}
+        if expected != ANY and len(aggregates) > 1:
+            raise InvalidEventError(
+                "one number names one aggregate; give {aggregate_id: version}", field="expected_version"
+            )
+        named = dict.fromkeys(aggregates, expected)
+    for aggregate_id, version in named.items():
+        if version < ANY:
+            raise InvalidEventError(f"{version} for {aggregate_id!r} is no version", field="expected_version")
+    return {aggregate_id: version + 1 for aggregate_id, version in named.items() if version != ANY}
+
+
+def _prepared(event: BaseEvent, following: dict[str, int]) -> NewEvent:
+    data = encode(event.data, field="data")
+    metadata = encode(event.metadata, field="metadata")
+    if len(data) + len(metadata) > MAX_EVENT_BYTES:
+        raise InvalidEventError(f"more than {MAX_EVENT_BYTES} bytes encoded", field="data")
+    version = following.get(event.aggregate_id, 0) or event.event_version
+    if event.event_version not in (0, version):
+        raise InvalidEventError(
+            f"{event.event_version} contradicts the expected version {version - 1}", field="event_version"
+        )
+    if version and event.aggregate_id in following:
+        following[event.aggregate_id] = version + 1
+    return NewEvent(event=event, version=version, data=data, metadata=metadata)
+
+
+def _content(event: BaseEvent) -> bytes:
+    return comparable(decode(encode(event.model_dump())))

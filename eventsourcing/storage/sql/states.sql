@@ -1,0 +1,39 @@
+-- name: get
+SELECT value FROM states WHERE table_name = $1 AND key = $2
+
+-- name: get_locked
+SELECT value FROM states WHERE table_name = $1 AND key = $2 FOR UPDATE
+
+-- name: put
+INSERT INTO states (table_name, key, value) VALUES ($1, $2, $3)
+ON CONFLICT (table_name, key) DO UPDATE SET value = excluded.value, changed_at = clock_timestamp()
+
+-- name: get_many
+SELECT key, value FROM states WHERE table_name = $1 AND key = ANY($2::text[])
+
+-- name: put_many
+INSERT INTO states (table_name, key, value) SELECT $1, * FROM unnest($2::text[], $3::json[])
+ON CONFLICT (table_name, key) DO UPDATE SET value = excluded.value, changed_at = clock_timestamp()
+
+-- name: add
+INSERT INTO states (table_name, key, value) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true
+
+-- name: delete
+DELETE FROM states WHERE table_name = $1 AND key = $2
+
+-- name: scan
+SELECT key, value FROM states
+WHERE table_name = $1 AND key >= $2 AND key < $3 AND ($4::text IS NULL OR key > $4)
+ORDER BY key LIMIT $5
+
+-- name: scan_backwards
+SELECT key, value FROM states
+WHERE table_name = $1 AND key >= $2 AND key < $3 AND ($4::text IS NULL OR key < $4)
+ORDER BY key DESC LIMIT $5
+
+-- name: try_lease
+-- The two-key space of advisory locks is ours alone: the horizon uses the one-key space.
+SELECT pg_try_advisory_lock(17747, hashtext($1))
+
+-- name: release_lease
+SELECT pg_advisory_unlock(17747, hashtext($1))

@@ -1,0 +1,86 @@
+"""Real backends for the tests: memory, and PostgreSQL from the environment's own binaries.
+
+A backend that cannot run here is skipped with its reason; with REQUIRE_BACKENDS=all that is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+from eventsourcing import EventStore
+from eventsourcing.storage.embedded import EmbeddedPostgres
+from eventsourcing.storage.postgres import PostgresStorage
+
+
+def pytest_configure() -> None:
+    for name in list(os.environ):
+        if name.startswith("ESM_") or name in ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "LOG_LEVEL"):
+            del os.environ[name]  # a developer's settings must not reach the tests
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedPostgres]:
+    """One PostgreSQL server for the whole session, removed at its end."""
+    directory = Path(tempfile.mkdtemp(prefix="esm-tests-"))
+    directory.chmod(0o755)  # the server may run as another user
+    server = EmbeddedPostgres(directory)
+    try:
+        server.start()
+    except Exception as error:  # noqa: BLE001 - any reason is a reason to skip, or to fail where it must run
+        unavailable("PostgreSQL", str(error))
+    yield server
+    server.stop()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def new_database(postgres_server: EmbeddedPostgres) -> Iterator[Callable[[], str]]:
+    """Make an empty database each call; its URL. All are dropped at the end of the test."""
+    names: list[str] = []
+
+    def create() -> str:
+        names.append(f"test_{uuid4().hex}")
+        postgres_server.ensure_database(names[-1])
+        return postgres_server.url(names[-1])
+
+    yield create
+    engine = create_engine(
+        postgres_server.url("postgres", driver="psycopg2"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        for name in names:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+@pytest.fixture
+def database_url(new_database: Callable[[], str]) -> str:
+    """The URL of one empty PostgreSQL database."""
+    return new_database()
+
+
+@pytest.fixture(params=["memory", "postgres"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
+    """An empty store on every storage in turn."""
+    if request.param == "memory":
+        made = EventStore(use_memory=True)
+    else:
+        made = EventStore(storage=PostgresStorage(request.getfixturevalue("database_url")))
+    async with made:
+        yield made
+
+
+def unavailable(backend: str, reason: str) -> None:
+    """Skip what needs the backend, or fail where every backend must run."""
+    if os.environ.get("REQUIRE_BACKENDS") == "all":
+        pytest.fail(f"{backend} must run here: {reason}")
+    pytest.skip(f"{backend} cannot run here: {reason}")
