@@ -11,7 +11,7 @@ run at a time. Never in a thread of a server, where two runs block each other fo
   lanes end with it, and the next server on the host fails the runs that they left.
 - `cancel` interrupts the run; what has not begun never begins.
 
-Dagster's private modules are used in this file only, and the version is pinned to one minor.
+Dagster's private modules are used here and in `lanes.py` only; the version is pinned to one minor.
 """
 
 from __future__ import annotations
@@ -21,25 +21,23 @@ import contextlib
 import os
 import signal
 import socket
-import threading
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from functools import cache
-from multiprocessing import connection, get_context, parent_process
-from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
-from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
-from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
-from dagster._core.errors import DagsterError, DagsterInvalidConfigError
-from dagster._core.execution.api import execute_run
-from dagster._core.instance.ref import InstanceRef
+from dagster import (
+    DagsterError,
+    DagsterInstance,
+    DagsterInvalidConfigError,
+    DagsterRun,
+    DagsterRunStatus,
+    RunsFilter,
+)
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
+from api.lanes import Lane, open_instance, reconstructable_job
 from eventsourcing.config import Settings
-from resources.dagster_home import apply_environment, prepare_dagster_home
+from resources.dagster_home import prepare_dagster_home
 
 LOCATION = "migration"
 """The code location's name in workspace.yaml: what the UI finds the job of an embedded run by."""
@@ -51,7 +49,6 @@ LONG_LANES = 2
 _STOP_S = 5.0
 """How long a stopping server waits for its runs to end in good order."""
 
-_DEFINITIONS = ("pipelines.definitions", "defs")
 _REPOSITORY = "__repository__"
 _BEGINNING = (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED)
 _UNFINISHED = (*_BEGINNING, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
@@ -89,44 +86,6 @@ def make_launcher(settings: Settings) -> Launcher:
     return EmbeddedLauncher(settings)
 
 
-@dataclass
-class _Lane:
-    """One worker process and the runs that wait for it."""
-
-    environment: dict[str, str]
-    waiting: asyncio.Queue[str]
-    running: str | None = None
-    pid: int | None = None
-    pool: ProcessPoolExecutor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        """Take a new process, which starts with its first task."""
-        self.pid = None
-        self.pool = ProcessPoolExecutor(
-            1, mp_context=get_context("spawn"), initializer=_enter_lane, initargs=(self.environment,)
-        )
-
-    async def warm(self) -> None:
-        """Have the process import everything that a run needs."""
-        self.pid = await asyncio.get_running_loop().run_in_executor(self.pool, _warm)
-
-    async def execute(self, run_id: str) -> None:
-        """Execute a run; the instance knows how it ended. Raises BrokenProcessPool when the process dies."""
-        if self.pid is None:
-            await self.warm()
-        await asyncio.get_running_loop().run_in_executor(self.pool, _execute, run_id)
-
-    def end(self) -> None:
-        """End the process, whatever it does."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-
-
 class EmbeddedLauncher:
     """The launcher of one machine: no webserver, no daemon and no code server are needed."""
 
@@ -135,18 +94,18 @@ class EmbeddedLauncher:
         self._instance: DagsterInstance | None = None
         self._short: asyncio.Queue[str] = asyncio.Queue()
         self._long: asyncio.Queue[str] = asyncio.Queue()
-        self._lanes: list[_Lane] = []
+        self._lanes: list[Lane] = []
         self._workers: list[asyncio.Task[None]] = []
         self._ended: dict[str, asyncio.Future[bool]] = {}
 
     async def start(self) -> None:
         """See Launcher. Runs that a dead server of this host left unfinished are failed first."""
         environment = await asyncio.to_thread(prepare_dagster_home, self._settings)
-        self._instance = await asyncio.to_thread(_open_instance, environment)
+        self._instance = await asyncio.to_thread(open_instance, environment)
         await asyncio.to_thread(self._reconcile)
         queues = [self._short, *[self._long] * LONG_LANES]
-        self._lanes = [_Lane(environment, queue) for queue in queues]
-        await asyncio.gather(self._lanes[0].warm(), asyncio.to_thread(_job, "snapshot"))
+        self._lanes = [Lane(environment, queue) for queue in queues]
+        await asyncio.gather(self._lanes[0].warm(), asyncio.to_thread(reconstructable_job, "snapshot"))
         self._workers = [asyncio.create_task(self._serve(lane)) for lane in self._lanes]
 
     async def stop(self) -> None:
@@ -195,7 +154,7 @@ class EmbeddedLauncher:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(lane.pid, signal.SIGINT)
 
-    async def _serve(self, lane: _Lane) -> None:
+    async def _serve(self, lane: Lane) -> None:
         """Execute the runs that wait for a lane, one after the other, for ever."""
         while True:
             run_id = await lane.waiting.get()
@@ -206,7 +165,7 @@ class EmbeddedLauncher:
             lane.running = None
             await self._end(run_id, reason)
 
-    async def _executed(self, lane: _Lane, run_id: str) -> str:
+    async def _executed(self, lane: Lane, run_id: str) -> str:
         """Execute a run; return what to say of it in case its process left it unfinished."""
         for _ in range(2):
             try:
@@ -239,7 +198,7 @@ class EmbeddedLauncher:
     def _create(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:
         origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), _REPOSITORY)
         try:
-            job = _job(job_name)
+            job = reconstructable_job(job_name)
             run = self._opened.create_run_for_job(
                 job_def=job.get_definition(),
                 run_config=run_config,
@@ -296,59 +255,3 @@ def _is_alive(run: DagsterRun) -> bool:
 
 def _one_line(message: str) -> str:
     return " ".join(message.split())
-
-
-def _open_instance(environment: dict[str, str]) -> DagsterInstance:
-    """The instance of a prepared home, with pooled connections: three times faster a run."""
-    storage = {"postgres": {"postgres_url": environment["ESM_DAGSTER_DATABASE_URL"]}}
-    reference = InstanceRef.from_dir(environment["DAGSTER_HOME"], overrides={"storage": storage})
-    instance = DagsterInstance.from_ref(reference)
-    instance.optimize_for_webserver(statement_timeout=15_000, pool_recycle=3600, max_overflow=20)
-    return instance
-
-
-@cache
-def _job(name: str) -> ReconstructableJob:
-    root = str(Path(__file__).resolve().parents[1])
-    repository = ReconstructableRepository.for_module(*_DEFINITIONS, working_directory=root)
-    job = repository.get_reconstructable_job(name)
-    job.get_definition()  # raises DagsterError for an unknown name
-    return job
-
-
-# What follows runs in a lane's process.
-
-_lane_environment: dict[str, str] = {}
-
-
-def _enter_lane(environment: dict[str, str]) -> None:
-    os.setsid()  # Ctrl-C at the server's terminal is for the server, which ends its lanes
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late cancel; Dagster handles it while a run executes
-    apply_environment(os.environ, environment)
-    _lane_environment.update(environment)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-@cache
-def _lane_instance() -> DagsterInstance:
-    return _open_instance(_lane_environment)
-
-
-def _warm() -> int:
-    _job("snapshot")
-    _lane_instance()
-    return os.getpid()
-
-
-def _execute(run_id: str) -> bool:
-    run = _lane_instance().get_run_by_id(run_id)
-    if run is None or run.status not in _BEGINNING:
-        return False
-    return execute_run(_job(run.job_name), run, _lane_instance()).success

@@ -40,6 +40,12 @@ def dagster_database_url(settings: Settings) -> str:
     return settings.dagster_database_url or sibling_database(settings, DAGSTER_DATABASE)
 
 
+def workspace_file() -> Path:
+    """The workspace that Dagster's webserver and daemon load: of the checkout, or of the installed wheel."""
+    packaged = Path(str(files("resources").joinpath("workspace.yaml")))
+    return packaged if packaged.exists() else packaged.parents[1] / packaged.name
+
+
 def apply_environment(environment: MutableMapping[str, str], changes: dict[str, str]) -> None:
     """Put the changes into an environment; a `…_FILE` that names the same secret would contradict."""
     for name, value in changes.items():

@@ -25,8 +25,9 @@ class EventingResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # it
     _system: System = PrivateAttr()
 
     @asynccontextmanager
-    async def yield_for_execution(  # type: ignore[override]  # Dagster takes an async one, its types do not say so
-        self, context: dg.InitResourceContext
+    async def yield_for_execution(  # type: ignore[override]  # Dagster takes an async one, untyped
+        self,
+        context: dg.InitResourceContext,  # noqa: ARG002 - part of the interface
     ) -> AsyncIterator[EventingResource]:
         """Open the system on the event loop of the run, and close it whatever happens."""
         async with open_system(Settings.load()) as system:

@@ -50,7 +50,9 @@ def _ensure(neighbour: URL, name: str) -> None:
             if connection.execute(_FIND, {"name": name}).scalar() is None:
                 _create(engine, connection, name)
     except SQLAlchemyError as error:
-        raise UnavailableError(f"there is no database {name!r} beside the events, nor can it be made") from error
+        raise UnavailableError(
+            f"there is no database {name!r} beside the events, nor can it be made"
+        ) from error
 
 
 def _create(engine: Engine, connection: Connection, name: str) -> None:

@@ -97,7 +97,9 @@ class Announcer:
         stream = self._row.migration_id + (":schema" if stage == "schema" else "")
         cause = self.stage_id(_CAUSES[stage]) if stage in _CAUSES else None
         return cls(
-            aggregate_id=stream, data=outcome.facts, **self.envelope("stage", stage, cause=cause, at=outcome.at)
+            aggregate_id=stream,
+            data=outcome.facts,
+            **self.envelope("stage", stage, cause=cause, at=outcome.at),
         )
 
     async def append(self, events: Iterable[BaseEvent]) -> None:

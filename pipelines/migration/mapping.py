@@ -10,7 +10,15 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+)
 
 from eventsourcing.events import EventType, TypedEvent, event_class
 from pipelines.migration.errors import MappingError
@@ -244,11 +252,15 @@ def _check_entity(mapping: Mapping, name: str, entity: EntityMapping) -> None:
         for key, columns in (("rules", spec.rules), ("secret_from", spec.secret_sources)):
             for column in columns:
                 if column not in spec.sources:
-                    raise mapping.error((*here, "children", child, key, column), "is not a column under 'from'")
+                    raise mapping.error(
+                        (*here, "children", child, key, column), "is not a column under 'from'"
+                    )
 
 
 def _names_a_record(event: type[TypedEvent] | None) -> bool:
-    return event is not None and {"username", "source_data", "target_data"} <= set(event.payload_model.model_fields)
+    return event is not None and {"username", "source_data", "target_data"} <= set(
+        event.payload_model.model_fields
+    )
 
 
 def _check_field(mapping: Mapping, path: tuple[str | int, ...], field: FieldMapping) -> None:

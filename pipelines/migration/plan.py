@@ -204,7 +204,10 @@ class _Compiler:
             sources=tuple(spec.sources),
             failures=failures,
             conversions=conversions,
-            checks=(*_rule_checks(name, f"t:{name}", spec.rules), *_target_checks(column, dict(spec.rules), target.key)),
+            checks=(
+                *_rule_checks(name, f"t:{name}", spec.rules),
+                *_target_checks(column, dict(spec.rules), target.key),
+            ),
             place=place,
             ref=spec.ref,
             on_missing=spec.on_missing,
@@ -238,11 +241,21 @@ class _Compiler:
         for column in spec.sources:
             self._column(source, column, (*place, "from"))
         checks = tuple(
-            check for column, rules in spec.rules.items() for check in _rule_checks(column, f"s:{column}", rules)
+            check
+            for column, rules in spec.rules.items()
+            for check in _rule_checks(column, f"s:{column}", rules)
         )
         make, conversions = child_function(spec.transform)
         return ChildPlan(
-            name, table, spec.parent, tuple(spec.sources), make, conversions, checks, frozenset(spec.secret), place
+            name,
+            table,
+            spec.parent,
+            tuple(spec.sources),
+            make,
+            conversions,
+            checks,
+            frozenset(spec.secret),
+            place,
         )
 
     def _where(self, source: Table) -> pl.Expr | None:
@@ -302,7 +315,9 @@ class _Compiler:
         named = {"key": [self.spec.key], "natural_key": self.spec.fields[self.spec.natural_key].sources}
         for key, columns in named.items():
             if {*columns} & self._secret_sources():
-                raise self.mapping.error((*self.place, key), "is made of a secret column, and stands in every event")
+                raise self.mapping.error(
+                    (*self.place, key), "is made of a secret column, and stands in every event"
+                )
 
 
 def _rule_checks(column: str, frame_column: str, rules: list[Any]) -> tuple[Check, ...]:

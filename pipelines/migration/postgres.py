@@ -18,7 +18,9 @@ from pipelines.migration.schema import Table, reflect_tables
 from pipelines.migration.target import Reference
 from pipelines.migration.worktables import WORK_TABLES
 
-_SESSION = "-c timezone=UTC -c datestyle=ISO -c intervalstyle=iso_8601 -c bytea_output=hex -c extra_float_digits=1"
+_SESSION = (
+    "-c timezone=UTC -c datestyle=ISO -c intervalstyle=iso_8601 -c bytea_output=hex -c extra_float_digits=1"
+)
 """A row's text, of which the after-hash is made, depends on these."""
 
 _LOCK_KEY = 0x65736D_6D6967  # "esmmig"
@@ -81,7 +83,9 @@ class PostgresTransaction:
         self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
 
     def is_empty(self, table: Table) -> bool:
-        return self._connection.execute(sa.select(1).select_from(sa.table(table.name)).limit(1)).first() is None
+        return (
+            self._connection.execute(sa.select(1).select_from(sa.table(table.name)).limit(1)).first() is None
+        )
 
     def count(self, table: Table) -> int:
         return int(self._connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table.name))) or 0)
@@ -109,7 +113,9 @@ class PostgresTransaction:
 
     def delete(self, table: Table, keys: Sequence[Any]) -> int:
         rows = _key_table(table)
-        return self._connection.execute(sa.delete(rows).where(_among(table, rows.c[table.key], keys))).rowcount
+        return self._connection.execute(
+            sa.delete(rows).where(_among(table, rows.c[table.key], keys))
+        ).rowcount
 
     def referring(self, reference: Reference, keys: Sequence[Any]) -> list[tuple[str, str | None]]:
         column = sa.column(reference.column)
@@ -125,9 +131,12 @@ class PostgresTransaction:
         assert table.key is not None
         kinds = {name: table.columns[name].kind for name in columns}
         picked = [
-            sa.cast(sa.column(name), sa.Text) if kind in _AS_TEXT else sa.column(name) for name, kind in kinds.items()
+            sa.cast(sa.column(name), sa.Text) if kind in _AS_TEXT else sa.column(name)
+            for name, kind in kinds.items()
         ]
-        statement = sa.select(*picked).select_from(sa.table(table.name)).order_by(sa.column(table.key)).limit(limit)
+        statement = (
+            sa.select(*picked).select_from(sa.table(table.name)).order_by(sa.column(table.key)).limit(limit)
+        )
         if after is not None:
             statement = statement.where(sa.column(table.key) > after)
         rows = [tuple(row) for row in self._connection.execute(statement)]
@@ -179,4 +188,6 @@ def _translated(error: BaseException | None, database: str | None) -> TargetErro
     names = {name: getattr(diagnostics, f"{name}_name", None) for name in ("table", "column", "constraint")}
     where = ", ".join(f"{name} {value!r}" for name, value in names.items() if value)
     gone = state.startswith(("08", "57", "40", "53"))
-    return TargetError(f"the target refused a statement: SQLSTATE {state}{', ' + where if where else ''}", resumable=gone)
+    return TargetError(
+        f"the target refused a statement: SQLSTATE {state}{', ' + where if where else ''}", resumable=gone
+    )

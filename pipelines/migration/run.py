@@ -233,7 +233,9 @@ class Migration:
         if row is not None:
             _refuse_unfit(row, mapping)
             if Manifest.load(self._folder) is None and row.stage != "start":
-                raise StagedDataError(f"the staged files of {self.migration_id!r} are not in this work directory")
+                raise StagedDataError(
+                    f"the staged files of {self.migration_id!r} are not in this work directory"
+                )
         source_names, target_names = tables_of(mapping)
         if row is None or Manifest.load(self._folder) is None:
             source_tables = open_source(self._source_url).tables(source_names)
@@ -308,13 +310,17 @@ class Migration:
         if row is None:
             raise StageOrderError("a stage", needs="start")
         if row.mapping_sha256 != mapping.sha256:
-            raise MigrationError(f"migration {self.migration_id!r} began under another mapping", stage="start")
+            raise MigrationError(
+                f"migration {self.migration_id!r} began under another mapping", stage="start"
+            )
         if for_stage:
             _refuse_unfit(row, mapping)
         source_names, target_names = tables_of(mapping)
         if manifest is None:
             if for_stage:
-                raise StagedDataError(f"the staged files of {self.migration_id!r} are not in this work directory")
+                raise StagedDataError(
+                    f"the staged files of {self.migration_id!r} are not in this work directory"
+                )
             manifest = Manifest(self._folder, open_source(self._source_url).tables(source_names))
         plan = compile_plan(mapping, manifest.source_tables, target.tables(target_names), row.started_at)
         return RunContext(

@@ -14,7 +14,18 @@ from sqlalchemy import types as sat
 from sqlalchemy.dialects import postgresql as pg
 
 Kind = Literal[
-    "integer", "boolean", "text", "float", "decimal", "datetime", "datetime_tz", "date", "uuid", "json", "binary", "other"
+    "integer",
+    "boolean",
+    "text",
+    "float",
+    "decimal",
+    "datetime",
+    "datetime_tz",
+    "date",
+    "uuid",
+    "json",
+    "binary",
+    "other",
 ]
 
 _DTYPES: dict[str, pl.DataType] = {

@@ -103,7 +103,11 @@ def _warnings(entity: EntityPlan) -> Iterator[str]:
         if len(sources) != 1:
             continue
         source, target = sources[0], field.column
-        if target.max_length and (source.max_length or target.max_length + 1) > target.max_length and source.kind == "text":
+        if (
+            target.max_length
+            and (source.max_length or target.max_length + 1) > target.max_length
+            and source.kind == "text"
+        ):
             yield f"{where}: takes {target.max_length} characters, the source {source.max_length or 'any number'}"
         if not target.nullable and source.nullable and field.ref is None:
             yield f"{where}: must not be null, and the source may be"

@@ -23,7 +23,13 @@ from pipelines.migration.rules import broken_mask, rule_message
 from pipelines.migration.schema import Unique
 
 _SAMPLES = 20
-_VIOLATIONS = {"_key": pl.String, "stage": pl.String, "rule": pl.String, "column": pl.String, "message": pl.String}
+_VIOLATIONS = {
+    "_key": pl.String,
+    "stage": pl.String,
+    "rule": pl.String,
+    "column": pl.String,
+    "message": pl.String,
+}
 Parents = dict[str, pl.DataFrame]
 
 
@@ -103,7 +109,9 @@ class _Judgement:
             keys.append(valid.select("_key", "_record"))
             done, quarantined = done + chunk.rows, quarantined + chunk.rows - valid.height
             run.progress("validate", name, done, total)
-        self.parents[name] = pl.concat(keys) if keys else pl.DataFrame(schema={"_key": pl.String, "_record": pl.Int64})
+        self.parents[name] = (
+            pl.concat(keys) if keys else pl.DataFrame(schema={"_key": pl.String, "_record": pl.Int64})
+        )
         return {"in": total, "out": total - quarantined, "quarantined": quarantined, "filtered": 0}
 
     def grouped_errors(self) -> list[dict[str, Any]]:
@@ -153,8 +161,12 @@ class _Judgement:
     def _child_violations(self, chunk: Chunk, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """What the target's columns say against a record's children counts against the record."""
         for child in self.entity.children.values():
-            made = self.run.read(self.run.staged("transform", f"{self.entity.name}.{child.name}")[chunk.number])
-            keyed = made.join(frame.select("_key", "_record"), on="_record", how="inner", maintain_order="left")
+            made = self.run.read(
+                self.run.staged("transform", f"{self.entity.name}.{child.name}")[chunk.number]
+            )
+            keyed = made.join(
+                frame.select("_key", "_record"), on="_record", how="inner", maintain_order="left"
+            )
             checks = [("validate", check) for check in child.target_checks(keyed.columns)]
             yield _long_form(keyed, checks).unique(maintain_order=True)
 
@@ -175,7 +187,12 @@ class _Judgement:
             made = self.run.read(self.run.staged("transform", f"{self.entity.name}.{name}")[chunk.number])
             kept = made.join(valid.select("_record"), on="_record", how="semi", maintain_order="left")
             numbers = pl.int_range(next_key[name], next_key[name] + kept.height, dtype=pl.Int64)
-            self.run.write("valid", f"{self.entity.name}.{name}", chunk.number, kept.with_columns(numbers.alias("_child")))
+            self.run.write(
+                "valid",
+                f"{self.entity.name}.{name}",
+                chunk.number,
+                kept.with_columns(numbers.alias("_child")),
+            )
             next_key[name] += kept.height
 
 

@@ -5,9 +5,7 @@ resumes there. Under `rollback` it yields `failed` instead, which is what makes 
 Dagster runs nothing after a step that failed. The run fails either way.
 """
 
-from __future__ import annotations
-
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import dagster as dg
 
@@ -50,18 +48,20 @@ def stage_op(name: str, stage: Stage, description: str, *, first: bool = False) 
         },
         tags={"kind": "migration"},
     )
-    async def run_stage(
+    async def run_stage(  # type: ignore[no-untyped-def]  # Dagster misreads the type of an async generator
         context: dg.OpExecutionContext,
         config: MigrateConfig,
         eventing: EventingResource,
         databases: DatabasesResource,
         workspace: WorkspaceResource,
-    ) -> AsyncIterator[dg.Output[None]]:
+    ):
         migration_id = migration_id_of(context, config)
         if first:
             await MigrationRequests(eventing.store.storage).keep(migration_id, config)
         migration = _migration(context, config, migration_id, eventing, databases, workspace)
         try:
+            if context.run.parent_run_id is not None:
+                await migration.start()  # re-executed from a later stage: take the target up again
             outcome = await stage(migration)
         except EventSourcingError as error:
             await _failed(context, config, migration, error)
@@ -75,7 +75,10 @@ def stage_op(name: str, stage: Stage, description: str, *, first: bool = False) 
 
 
 start = stage_op(
-    "start", Migration.start, "Take the target and say that the migration began: MIGRATION_STARTED.", first=True
+    "start",
+    Migration.start,
+    "Take the target and say that the migration began: MIGRATION_STARTED.",
+    first=True,
 )
 check_schema = stage_op(
     "check_schema", Migration.check_schema, "Compare both schemas: SCHEMA_COMPATIBILITY_CHECKED."

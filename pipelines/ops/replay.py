@@ -1,7 +1,5 @@
 """Replay, snapshot and sequence validation as ops. Their results are rows of ours, copied to the run."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable
 from typing import Any
 
@@ -45,9 +43,7 @@ async def replay_events(
 def report_replay(context: dg.OpExecutionContext, row: dict[str, Any]) -> None:
     """Put a replay's row beside its run, its numbers in a plot; fail the run unless it completed."""
     numbers = {name: row[name] for name in ("processed_events", "failed_events", "rate", "duration")}
-    context.log_event(
-        dg.AssetObservation(["replay", row["replay_type"]], metadata=value_metadata(numbers))
-    )
+    context.log_event(dg.AssetObservation(["replay", row["replay_type"]], metadata=value_metadata(numbers)))
     if row["status"] != "completed":
         raise dg.Failure(f"the replay is {row['status']}", metadata=result_metadata(row), allow_retries=False)
     context.add_output_metadata({**value_metadata(numbers), **result_metadata(row)})
@@ -67,7 +63,7 @@ async def create_snapshot(
 
 
 @dg.op(tags={"kind": "validation"})
-async def validate_sequence(
+async def check_sequence(
     context: dg.OpExecutionContext, config: SequenceConfig, eventing: EventingResource
 ) -> None:
     """Compare the event types of an aggregate with those it should have."""
