@@ -50,6 +50,8 @@ def _extract_entity(run: RunContext, entity: EntityPlan, snapshot: Snapshot) -> 
         done += frame.height
         run.progress("extract", entity.name, done, total)
     if done != total:
-        reason = f"{total - done} rows of {entity.source.name!r} have no key {entity.mapping.key!r}, or share one"
+        reason = (
+            f"{total - done} rows of {entity.source.name!r} have no key {entity.mapping.key!r}, or share one"
+        )
         raise SourceError(reason, stage="extract")
     return {"in": total, "out": done, "quarantined": 0, "filtered": 0}

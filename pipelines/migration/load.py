@@ -177,7 +177,9 @@ def _target_rows(entity: EntityPlan, frame: pl.DataFrame) -> pl.DataFrame:
 def _child_rows(child: ChildPlan, made: pl.DataFrame) -> _Rows:
     assert child.table.key is not None
     values = [pl.col(name).alias(name[2:]) for name in made.columns if name.startswith("t:")]
-    keyed = made.select(pl.col("_child").alias(child.table.key), pl.col("_record").alias(child.parent), *values)
+    keyed = made.select(
+        pl.col("_child").alias(child.table.key), pl.col("_record").alias(child.parent), *values
+    )
     return _Rows(child.table, keyed, made["_record"])
 
 
@@ -212,7 +214,9 @@ def hashed_columns(names: Sequence[str]) -> list[str]:
     return sorted(names)
 
 
-def _copy_id_map(run: RunContext, transaction: TargetTransaction, entity: EntityPlan, frame: pl.DataFrame) -> None:
+def _copy_id_map(
+    run: RunContext, transaction: TargetTransaction, entity: EntityPlan, frame: pl.DataFrame
+) -> None:
     transaction.copy_in(
         "mig_idmap",
         frame.select(

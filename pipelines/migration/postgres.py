@@ -18,7 +18,9 @@ from pipelines.migration.schema import Table, reflect_tables
 from pipelines.migration.target import Reference
 from pipelines.migration.worktables import WORK_TABLES
 
-_SESSION = "-c timezone=UTC -c datestyle=ISO -c intervalstyle=iso_8601 -c bytea_output=hex -c extra_float_digits=1"
+_SESSION = (
+    "-c timezone=UTC -c datestyle=ISO -c intervalstyle=iso_8601 -c bytea_output=hex -c extra_float_digits=1"
+)
 """A row's text, of which the after-hash is made, depends on these."""
 
 _LOCK_KEY = 0x65736D_6D6967  # "esmmig"
@@ -81,7 +83,9 @@ class PostgresTransaction:
         self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
 
     def is_empty(self, table: Table) -> bool:
-        return self._connection.execute(sa.select(1).select_from(sa.table(table.name)).limit(1)).first() is None
+        return (
+            self._connection.execute(sa.select(1).select_from(sa.table(table.name)).limit(1)).first() is None
+        )
 
     def count(self, table: Table) -> int:
         return int(self._connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table.name))) or 0)
@@ -95,24 +99,28 @@ class PostgresTransaction:
         text = frame.select(_copy_form(series) for series in frame).write_csv(
             include_header=False, null_value=r"\N", quote_style="non_numeric"
         )
-        raw = self._connection.connection
+        raw: Any = self._connection.connection  # psycopg2's own, whose COPY SQLAlchemy does not know
         with raw.cursor() as cursor:
-            cursor.copy_expert(statement, io.BytesIO(text.encode()))  # type: ignore[attr-defined]
+            cursor.copy_expert(statement, io.BytesIO(text.encode()))
 
     def after_hashes(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
+        assert table.key is not None
         rows = _key_table(table).alias("mig_row")
         text = sa.cast(sa.literal_column("mig_row"), sa.Text)
         digest = sa.func.encode(sa.func.sha256(sa.func.convert_to(text, "UTF8")), "hex")
         key = rows.c[table.key]
         statement = sa.select(sa.cast(key, sa.Text), digest).where(_among(table, key, keys))
-        return {found: hashed for found, hashed in self._connection.execute(statement)}
+        return {row[0]: row[1] for row in self._connection.execute(statement)}
 
     def delete(self, table: Table, keys: Sequence[Any]) -> int:
+        assert table.key is not None
         rows = _key_table(table)
-        return self._connection.execute(sa.delete(rows).where(_among(table, rows.c[table.key], keys))).rowcount
+        return self._connection.execute(
+            sa.delete(rows).where(_among(table, rows.c[table.key], keys))
+        ).rowcount
 
     def referring(self, reference: Reference, keys: Sequence[Any]) -> list[tuple[str, str | None]]:
-        column = sa.column(reference.column)
+        column: sa.ColumnClause[Any] = sa.column(reference.column)
         own = sa.column(reference.table.key) if reference.table.key else sa.null()
         statement = sa.select(sa.cast(column, sa.Text), sa.cast(own, sa.Text)).select_from(
             sa.table(reference.table.name)
@@ -125,9 +133,12 @@ class PostgresTransaction:
         assert table.key is not None
         kinds = {name: table.columns[name].kind for name in columns}
         picked = [
-            sa.cast(sa.column(name), sa.Text) if kind in _AS_TEXT else sa.column(name) for name, kind in kinds.items()
+            sa.cast(sa.column(name), sa.Text) if kind in _AS_TEXT else sa.column(name)
+            for name, kind in kinds.items()
         ]
-        statement = sa.select(*picked).select_from(sa.table(table.name)).order_by(sa.column(table.key)).limit(limit)
+        statement = (
+            sa.select(*picked).select_from(sa.table(table.name)).order_by(sa.column(table.key)).limit(limit)
+        )
         if after is not None:
             statement = statement.where(sa.column(table.key) > after)
         rows = [tuple(row) for row in self._connection.execute(statement)]
@@ -179,4 +190,6 @@ def _translated(error: BaseException | None, database: str | None) -> TargetErro
     names = {name: getattr(diagnostics, f"{name}_name", None) for name in ("table", "column", "constraint")}
     where = ", ".join(f"{name} {value!r}" for name, value in names.items() if value)
     gone = state.startswith(("08", "57", "40", "53"))
-    return TargetError(f"the target refused a statement: SQLSTATE {state}{', ' + where if where else ''}", resumable=gone)
+    return TargetError(
+        f"the target refused a statement: SQLSTATE {state}{', ' + where if where else ''}", resumable=gone
+    )

@@ -54,7 +54,9 @@ def migrated_events(
         )
 
 
-def _masked(run: RunContext, frame: pl.DataFrame, prefix: str, secret: frozenset[str]) -> list[dict[str, Any]]:
+def _masked(
+    run: RunContext, frame: pl.DataFrame, prefix: str, secret: frozenset[str]
+) -> list[dict[str, Any]]:
     """The columns of a prefix as dicts without it, the secret ones masked."""
     picked = frame.select(pl.col(name).alias(name[2:]) for name in frame.columns if name.startswith(prefix))
     masked = [

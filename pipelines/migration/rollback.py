@@ -67,7 +67,9 @@ def _begin(run: RunContext, reason: str) -> _Rollback:
         transaction.lock()
         if row.status != "rolling_back" or at is None:
             if row.status == "rolled_back" and not _left(run, transaction):
-                raise MigrationError(f"migration {run.migration_id!r} is rolled back already", stage="rollback")
+                raise MigrationError(
+                    f"migration {run.migration_id!r} is rolled back already", stage="rollback"
+                )
             number, at, why = number + 1, datetime.now(UTC), reason
             update_run(
                 transaction.connection,
@@ -84,7 +86,7 @@ def _begin(run: RunContext, reason: str) -> _Rollback:
 async def _announce_begin(run: RunContext, current: _Rollback) -> None:
     counts = await asyncio.to_thread(_scope, run)
     event = RollbackInitiatedEvent(
-        rollback_id=current.rollback_id,
+        aggregate_id=current.rollback_id,
         data={
             "migration_id": run.migration_id,
             "reason": current.reason,
@@ -104,7 +106,7 @@ def _scope(run: RunContext) -> dict[str, int]:
         .order_by(undo.c.table_name)
     )
     with run.target.transaction() as transaction:
-        return {table: count for table, count in transaction.connection.execute(statement)}
+        return {row[0]: row[1] for row in transaction.connection.execute(statement)}
 
 
 async def _undo_entity(
@@ -239,7 +241,9 @@ def _statistics(run: RunContext, current: _Rollback) -> dict[str, Any]:
     """What this rollback deleted and what is left; conflicts are told apart by record."""
     mine = sa.and_(undo.c.migration_id == run.migration_id, undo.c.undone_by == current.number)
     by_table = (
-        sa.select(undo.c.table_name, undo.c.state, sa.func.count()).where(mine).group_by(undo.c.table_name, undo.c.state)
+        sa.select(undo.c.table_name, undo.c.state, sa.func.count())
+        .where(mine)
+        .group_by(undo.c.table_name, undo.c.state)
     )
     conflicts = (
         sa.select(undo.c.entity, undo.c.record_key, undo.c.reason)
@@ -249,7 +253,9 @@ def _statistics(run: RunContext, current: _Rollback) -> dict[str, Any]:
     )
     with run.target.transaction() as transaction:
         deleted = {
-            table: count for table, state, count in transaction.connection.execute(by_table) if state == "undone"
+            table: count
+            for table, state, count in transaction.connection.execute(by_table)
+            if state == "undone"
         }
         found = [
             {"entity": entity, "key": key, "reason": reason}
@@ -271,10 +277,12 @@ async def _announce_end(run: RunContext, current: _Rollback, stats: dict[str, An
     envelope = run.announcer.envelope(current.rollback_id, "completed", cause=cause, at=current.at)
     del envelope["timestamp"]
     event = RollbackCompletedEvent(
-        rollback_id=current.rollback_id,
-        migration_id=run.migration_id,
-        rollback_stats=stats,
-        success=stats["residual_diff"] == 0,
+        aggregate_id=current.rollback_id,
+        data={
+            "migration_id": run.migration_id,
+            "rollback_stats": stats,
+            "success": stats["residual_diff"] == 0,
+        },
         **envelope,
     )
     await run.announcer.append([event])
@@ -283,5 +291,3 @@ async def _announce_end(run: RunContext, current: _Rollback, stats: dict[str, An
 def _end(run: RunContext) -> None:
     with run.target.transaction() as transaction:
         update_run(transaction.connection, run.migration_id, holds=False, status="rolled_back")
-
-

@@ -35,7 +35,11 @@ def _encoded(column: Column) -> pl.Expr:
     text = _text(column)
     tag = _TAGS.get(column.kind, "m" if column.kind.startswith("datetime") else "s")
     size = text.str.len_bytes().cast(pl.String)
-    return pl.when(text.is_null()).then(pl.lit("n;")).otherwise(pl.concat_str([pl.lit(tag), size, pl.lit(":"), text]))
+    return (
+        pl.when(text.is_null())
+        .then(pl.lit("n;"))
+        .otherwise(pl.concat_str([pl.lit(tag), size, pl.lit(":"), text]))
+    )
 
 
 def _text(column: Column) -> pl.Expr:

@@ -113,5 +113,3 @@ def _outside(value: pl.Expr, bounds: Bounds) -> pl.Expr:
 
 def _open(bound: float | None) -> str:
     return "any" if bound is None else str(bound)
-
-

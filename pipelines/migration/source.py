@@ -20,7 +20,9 @@ class Snapshot(Protocol):
     def count(self, table: str) -> int:
         """The number of rows."""
 
-    def chunks(self, table: Table, *, key: str, columns: tuple[str, ...], rows: int) -> Iterator[pl.DataFrame]:
+    def chunks(
+        self, table: Table, *, key: str, columns: tuple[str, ...], rows: int
+    ) -> Iterator[pl.DataFrame]:
         """All rows in key order, at most `rows` in a frame, with one more column `_ill_typed`: the
         names, joined by commas, of the columns whose value was not of their type and became null."""
 
@@ -48,7 +50,9 @@ def open_source(url: str) -> Source:
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
-        raise SourceError("the source is not a database URL such as sqlite:///legacy.db", stage="start") from None
+        raise SourceError(
+            "the source is not a database URL such as sqlite:///legacy.db", stage="start"
+        ) from None
     if parsed.get_backend_name() != "sqlite":
         kind = parsed.get_backend_name()
         raise SourceError(f"sources of kind {kind!r} are not supported in this version", stage="start")

@@ -59,7 +59,9 @@ class SqliteSource:
                 yield connection
         except sa.exc.DBAPIError as error:
             kind = type(error.orig).__name__
-            raise SourceError(f"the source {self._path.name!r} cannot be read ({kind})", resumable=True) from None
+            raise SourceError(
+                f"the source {self._path.name!r} cannot be read ({kind})", resumable=True
+            ) from None
 
 
 class SqliteSnapshot:
@@ -71,9 +73,13 @@ class SqliteSnapshot:
     def count(self, table: str) -> int:
         return int(self._connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table))) or 0)
 
-    def chunks(self, table: Table, *, key: str, columns: tuple[str, ...], rows: int) -> Iterator[pl.DataFrame]:
-        selected = [sa.column(name) for name in columns]
-        statement = sa.select(*selected).select_from(sa.table(table.name)).order_by(sa.column(key)).limit(rows)
+    def chunks(
+        self, table: Table, *, key: str, columns: tuple[str, ...], rows: int
+    ) -> Iterator[pl.DataFrame]:
+        selected: list[sa.ColumnClause[Any]] = [sa.column(name) for name in columns]
+        statement = (
+            sa.select(*selected).select_from(sa.table(table.name)).order_by(sa.column(key)).limit(rows)
+        )
         last: Any = None
         while True:
             page = statement if last is None else statement.where(sa.column(key) > last)

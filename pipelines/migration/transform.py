@@ -35,7 +35,12 @@ def transform(run: RunContext) -> StageOutcome:
         "transformation_stats": {
             "entities": counts,
             "conversions": [
-                {"kind": pair.kind, "source_format": pair.source_format, "target_format": pair.target_format, "count": count}
+                {
+                    "kind": pair.kind,
+                    "source_format": pair.source_format,
+                    "target_format": pair.target_format,
+                    "count": count,
+                }
                 for pair, count in conversions.items()
             ],
         },

@@ -151,7 +151,9 @@ def any_chunk_loaded(connection: sa.Connection, migration_id: str) -> bool:
     return connection.scalar(statement) is not None
 
 
-def mark_chunk(connection: sa.Connection, migration_id: str, entity: str, number: int, **changes: Any) -> None:
+def mark_chunk(
+    connection: sa.Connection, migration_id: str, entity: str, number: int, **changes: Any
+) -> None:
     """Change the state of one chunk."""
     connection.execute(
         sa.update(chunks)
