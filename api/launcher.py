@@ -94,7 +94,7 @@ class EmbeddedLauncher:
         self._instance: DagsterInstance | None = None
         self._short: asyncio.Queue[str] = asyncio.Queue()
         self._long: asyncio.Queue[str] = asyncio.Queue()
-        self._lanes: list[Lane] = []
+        self.lanes: list[Lane] = []
         self._workers: list[asyncio.Task[None]] = []
         self._ended: dict[str, asyncio.Future[bool]] = {}
 
@@ -104,9 +104,9 @@ class EmbeddedLauncher:
         self._instance = await asyncio.to_thread(open_instance, environment)
         await asyncio.to_thread(self._reconcile)
         queues = [self._short, *[self._long] * LONG_LANES]
-        self._lanes = [Lane(environment, queue) for queue in queues]
-        await asyncio.gather(self._lanes[0].warm(), asyncio.to_thread(reconstructable_job, "snapshot"))
-        self._workers = [asyncio.create_task(self._serve(lane)) for lane in self._lanes]
+        self.lanes = [Lane(environment, queue) for queue in queues]
+        await asyncio.gather(self.lanes[0].warm(), asyncio.to_thread(reconstructable_job, "snapshot"))
+        self._workers = [asyncio.create_task(self._serve(lane)) for lane in self.lanes]
 
     async def stop(self) -> None:
         """See Launcher."""
@@ -117,12 +117,12 @@ class EmbeddedLauncher:
             await asyncio.wait(unfinished.values(), timeout=_STOP_S)
         for worker in self._workers:
             worker.cancel()
-        for lane in self._lanes:
+        for lane in self.lanes:
             lane.end()
         await asyncio.gather(*self._workers, return_exceptions=True)
         for run_id in list(self._ended):
             await self._end(run_id, "the server stopped")
-        self._workers, self._lanes = [], []
+        self._workers, self.lanes = [], []
         if self._instance is not None:
             await asyncio.to_thread(self._instance.dispose)
             self._instance = None
@@ -138,14 +138,14 @@ class EmbeddedLauncher:
         """See Launcher."""
         ended = self._ended.get(run_id)
         if ended is None:
-            run = await asyncio.to_thread(self._opened.get_run_by_id, run_id)
+            run = await asyncio.to_thread(self.instance.get_run_by_id, run_id)
             return None if run is None or not run.is_finished else run.is_success
         await asyncio.wait({ended}, timeout=timeout_s)
         return ended.result() if ended.done() else None
 
     async def cancel(self, run_id: str) -> None:
         """See Launcher. A run of another launcher is told; its loops obey."""
-        lane = next((lane for lane in self._lanes if lane.running == run_id), None)
+        lane = next((lane for lane in self.lanes if lane.running == run_id), None)
         if lane is None and run_id in self._ended:
             await self._end(run_id, "cancelled before it began", canceled=True)
             return
@@ -153,6 +153,10 @@ class EmbeddedLauncher:
         if lane is not None and lane.running == run_id and lane.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(lane.pid, signal.SIGINT)
+
+    def tags(self) -> dict[str, str]:
+        """What every run of this server carries, so that it is known whose it was."""
+        return {_LAUNCHER: "embedded", _HOST: socket.gethostname(), _PROCESS: _this_process()}
 
     async def _serve(self, lane: Lane) -> None:
         """Execute the runs that wait for a lane, one after the other, for ever."""
@@ -172,7 +176,7 @@ class EmbeddedLauncher:
                 await lane.execute(run_id)
             except BrokenProcessPool:
                 lane.renew()
-                run = await asyncio.to_thread(self._opened.get_run_by_id, run_id)
+                run = await asyncio.to_thread(self.instance.get_run_by_id, run_id)
                 if run is None or run.status not in _BEGINNING:
                     return "its process was killed"
                 # The process had died idle: the run has not begun, and a new process takes it.
@@ -190,7 +194,8 @@ class EmbeddedLauncher:
             ended.set_result(success)
 
     @property
-    def _opened(self) -> DagsterInstance:
+    def instance(self) -> DagsterInstance:
+        """Dagster's instance. Raises LaunchError while the launcher is not started."""
         if self._instance is None:
             raise LaunchError("the launcher is not started")
         return self._instance
@@ -199,10 +204,10 @@ class EmbeddedLauncher:
         origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), _REPOSITORY)
         try:
             job = reconstructable_job(job_name)
-            run = self._opened.create_run_for_job(
+            run = self.instance.create_run_for_job(
                 job_def=job.get_definition(),
                 run_config=run_config,
-                tags={**tags, _LAUNCHER: "embedded", _HOST: socket.gethostname(), _PROCESS: _this_process()},
+                tags={**tags, **self.tags()},
                 remote_job_origin=origin.get_job_origin(job_name),
                 job_code_origin=job.get_python_origin(),
             )
@@ -213,21 +218,21 @@ class EmbeddedLauncher:
         return run.run_id
 
     def _tell_to_end(self, run_id: str) -> None:
-        run = self._opened.get_run_by_id(run_id)
+        run = self.instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return
         if run.status in _BEGINNING:
-            self._opened.report_run_canceled(run)
+            self.instance.report_run_canceled(run)
         else:
-            self._opened.report_run_canceling(run)
+            self.instance.report_run_canceling(run)
 
     def _settle(self, run_id: str, reason: str, *, canceled: bool = False) -> bool:
-        run = self._opened.get_run_by_id(run_id)
+        run = self.instance.get_run_by_id(run_id)
         if run is not None and not run.is_finished:
             if canceled or run.status is DagsterRunStatus.CANCELING:
-                self._opened.report_run_canceled(run, f"The run was cancelled: {reason}.")
+                self.instance.report_run_canceled(run, f"The run was cancelled: {reason}.")
             else:
-                self._opened.report_run_failed(run, f"The run failed: {reason}.")
+                self.instance.report_run_failed(run, f"The run failed: {reason}.")
         return run is not None and run.is_success
 
     def _reconcile(self) -> None:
@@ -235,7 +240,7 @@ class EmbeddedLauncher:
         mine = RunsFilter(
             tags={_LAUNCHER: "embedded", _HOST: socket.gethostname()}, statuses=list(_UNFINISHED)
         )
-        for run in self._opened.get_runs(mine):
+        for run in self.instance.get_runs(mine):
             if not _is_alive(run):
                 self._settle(run.run_id, "its server is gone")
 

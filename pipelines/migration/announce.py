@@ -7,7 +7,7 @@ and appending it again changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -17,10 +17,14 @@ from eventsourcing.catalogue import (
     DataImportedEvent,
     DataTransformedEvent,
     DataValidatedEvent,
+    DatetimeConvertedEvent,
     MigrationCompletedEvent,
+    MigrationFailedEvent,
     MigrationStartedEvent,
     SchemaCompatibilityCheckedEvent,
+    UUIDTransformedEvent,
 )
+from eventsourcing.errors import EventSourcingError
 from eventsourcing.events import (
     RESERVED_METADATA,
     BaseEvent,
@@ -52,6 +56,8 @@ _CAUSES = {
     "complete": "load",
 }
 """Which stage's event causes a stage's event."""
+
+_COUNTED = {"uuid": "transformation", "datetime": "conversion"}
 
 
 class EventLog(Protocol):
@@ -101,6 +107,43 @@ class Announcer:
             data=outcome.facts,
             **self.envelope("stage", stage, cause=cause, at=outcome.at),
         )
+
+    def conversions(self, outcome: StageOutcome) -> Iterator[BaseEvent]:
+        """One event for each format pair of the transform stage, in a stream of their kind."""
+        classes: dict[str, type[TypedEvent]] = {
+            "uuid": UUIDTransformedEvent,
+            "datetime": DatetimeConvertedEvent,
+        }
+        for item in outcome.facts["transformation_stats"]["conversions"]:
+            formats = {key: item[key] for key in ("source_format", "target_format")}
+            stream = f"{self._row.migration_id}:{item['kind']}"
+            parts = (stream, *formats.values())
+            yield classes[item["kind"]](
+                aggregate_id=stream,
+                data={**formats, f"{_COUNTED[item['kind']]}_count": item["count"]},
+                **self.envelope(*parts, cause=self.stage_id("extract"), at=outcome.at),
+            )
+
+    async def failed(self, error: Exception) -> None:
+        """Append that the run failed: by which error, at which stage, and whether it can go on.
+
+        The message of an error that is not ours may hold anything, so only its name is told.
+        """
+        ours = isinstance(error, EventSourcingError)
+        details = {
+            "stage": getattr(error, "stage", "") or self._row.stage,
+            "error": type(error).__name__,
+            "resumable": bool(getattr(error, "resumable", getattr(error, "retryable", True))),
+        }
+        fields = {
+            "migration_id": self._row.migration_id,
+            "error_message": str(error) if ours else type(error).__name__,
+            "error_details": details,
+            "correlation_id": self._row.correlation_id,
+            "causation_id": self.stage_id(self._row.stage if self._row.stage in STAGE_EVENTS else "load"),
+            "metadata": self._metadata,
+        }
+        await self._log.append_events([MigrationFailedEvent(**fields)])
 
     async def append(self, events: Iterable[BaseEvent]) -> None:
         """Append any events, a thousand at a time."""

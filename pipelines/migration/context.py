@@ -80,14 +80,20 @@ class RunContext:
         if self.outcome(needs) is None:
             raise StageOrderError(stage, needs=needs)
 
-    def finish(self, stage: str, facts: dict[str, Any]) -> StageOutcome:
+    def finish(self, stage: str, facts: dict[str, Any], *, at: datetime | None = None) -> StageOutcome:
         """Make a stage's outcome durable: from here on it is done."""
-        outcome = StageOutcome(stage, datetime.now(UTC), facts)
+        outcome = StageOutcome(stage, at or datetime.now(UTC), facts)
         self.manifest.outcomes[stage] = outcome
         self.manifest.save()
         with self.target.transaction() as transaction:
             update_run(transaction.connection, self.migration_id, stage=stage)
         return outcome
+
+    def set_status(self, status: str) -> None:
+        """End a running run: it lets go of the target."""
+        if self.row.status == "running":
+            with self.target.transaction() as transaction:
+                update_run(transaction.connection, self.migration_id, holds=False, status=status)
 
     def progress(self, stage: str, entity: str, done: int, total: int) -> None:
         """Report progress, and renew the lease of the target when it is time."""

@@ -18,6 +18,14 @@ from pipelines.migration.errors import StagedDataError
 from pipelines.migration.schema import Table
 
 
+_STATS = {
+    "extract": "extraction_stats",
+    "transform": "transformation_stats",
+    "validate": "validation_stats",
+    "load": "import_stats",
+}
+
+
 @dataclass(frozen=True)
 class StageOutcome:
     """What a stage found and did, and when it ended."""
@@ -75,5 +83,5 @@ class Manifest:
 
     def counts(self, stage: str) -> dict[str, dict[str, int]]:
         """The accounting of a stage: for each entity `in`, `out`, `quarantined` and `filtered`."""
-        counts: dict[str, dict[str, int]] = self.outcomes[stage].facts["entities"]
+        counts: dict[str, dict[str, int]] = self.outcomes[stage].facts[_STATS[stage]]["entities"]
         return counts

@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    WithJsonSchema,
 )
 
 from eventsourcing.events import EventType, TypedEvent, event_class
@@ -27,25 +28,26 @@ from pipelines.migration.transforms import check_child_transform, check_transfor
 from pipelines.migration.yamlfile import LocatedYaml, parse_yaml
 
 
-def split_step(step: str | dict[str, Any]) -> tuple[str, Any]:
+def split_step(step: Any) -> tuple[str, Any]:
     """The name and the argument of a transform or rule: `lower`, or `{max_length: 34}`."""
     if isinstance(step, str):
         return step, None
-    if len(step) != 1:
+    if not isinstance(step, dict) or len(step) != 1:
         raise ValueError("write one name, or one name with its argument: {name: argument}")
-    return next(iter(step.items()))
+    ((name, argument),) = step.items()
+    return str(name), argument
 
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
 
 
-def _transform(step: str | dict[str, Any]) -> tuple[str, Any]:
+def _transform(step: Any) -> tuple[str, Any]:
     name, argument = split_step(step)
     return name, check_transform(name, argument)
 
 
-def _rule(step: str | dict[str, Any]) -> tuple[str, Any]:
+def _rule(step: Any) -> tuple[str, Any]:
     name, argument = split_step(step)
     return name, check_rule(name, argument)
 
@@ -61,8 +63,11 @@ def _only_fail(policy: str) -> str:
 
 
 Names = Annotated[list[str], BeforeValidator(_listed)]
-Transform = Annotated[str | dict[str, Any], AfterValidator(_transform)]
-Rule = Annotated[str | dict[str, Any], AfterValidator(_rule)]
+_STEP_SCHEMA = WithJsonSchema(
+    {"anyOf": [{"type": "string"}, {"type": "object", "minProperties": 1, "maxProperties": 1}]}
+)
+Transform = Annotated[tuple[str, Any], BeforeValidator(_transform), _STEP_SCHEMA]
+Rule = Annotated[tuple[str, Any], BeforeValidator(_rule), _STEP_SCHEMA]
 Transforms = Annotated[list[Transform], BeforeValidator(_listed)]
 Rules = Annotated[list[Rule], BeforeValidator(_listed)]
 

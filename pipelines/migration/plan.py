@@ -17,8 +17,8 @@ from pipelines.migration.mapping import ChildMapping, EntityMapping, FieldMappin
 from pipelines.migration.rules import Bounds, broken_mask, rule_message
 from pipelines.migration.schema import Column, Table, Unique
 from pipelines.migration.transforms import (
-    Conversion,
     ChildFunction,
+    Conversion,
     Settings,
     apply_transform,
     child_function,
@@ -159,7 +159,7 @@ class _Compiler:
         self._column(source, spec.key, (*place, "key"))
         self._keyed(target, (*place, "to"))
         fields = {name: self._field(source, target, name) for name in spec.fields}
-        children = {name: self._child(source, targets, name) for name in spec.children}
+        children = {name: self._child(source, target, targets, name) for name in spec.children}
         where = self._where(source)
         self._all_listed(source, where)
         self._refuse_secret_names()
@@ -222,7 +222,10 @@ class _Compiler:
         failures: list[Check] = []
         conversions: list[tuple[Conversion, pl.Expr]] = []
         for step, argument in spec.transform:
-            value = apply_transform(step, argument, inputs, self.settings)
+            try:
+                value = apply_transform(step, argument, inputs, self.settings)
+            except ValueError as error:
+                raise self.mapping.error((*self.place, "fields", name, "transform"), str(error)) from None
             expr, inputs = value.expr, [value.expr]
             if value.failed is not None:
                 failures.append(Check(step, name, value.message, value.failed.fill_null(value=False)))
@@ -230,7 +233,7 @@ class _Compiler:
                 conversions.append((value.conversion, expr.is_not_null().sum()))
         return expr, tuple(failures), tuple(conversions)
 
-    def _child(self, source: Table, targets: Dict[str, Table], name: str) -> ChildPlan:
+    def _child(self, source: Table, target: Table, targets: Dict[str, Table], name: str) -> ChildPlan:
         place = (*self.place, "children", name)
         spec: ChildMapping = self.spec.children[name]
         table = self._table(targets, spec.to, (*place, "to"), "target")
@@ -246,7 +249,7 @@ class _Compiler:
             for check in _rule_checks(column, f"s:{column}", rules)
         )
         make, conversions = child_function(spec.transform)
-        return ChildPlan(
+        plan = ChildPlan(
             name,
             table,
             spec.parent,
@@ -257,6 +260,11 @@ class _Compiler:
             frozenset(spec.secret),
             place,
         )
+        try:
+            plan.made_columns(source, target.columns[target.key or ""], self.settings)
+        except ValueError as error:
+            raise self.mapping.error((*place, "transform"), str(error)) from None
+        return plan
 
     def _where(self, source: Table) -> pl.Expr | None:
         if self.spec.where is None:

@@ -99,26 +99,28 @@ class PostgresTransaction:
         text = frame.select(_copy_form(series) for series in frame).write_csv(
             include_header=False, null_value=r"\N", quote_style="non_numeric"
         )
-        raw = self._connection.connection
+        raw: Any = self._connection.connection  # psycopg2's own, whose COPY SQLAlchemy does not know
         with raw.cursor() as cursor:
-            cursor.copy_expert(statement, io.BytesIO(text.encode()))  # type: ignore[attr-defined]
+            cursor.copy_expert(statement, io.BytesIO(text.encode()))
 
     def after_hashes(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
+        assert table.key is not None
         rows = _key_table(table).alias("mig_row")
         text = sa.cast(sa.literal_column("mig_row"), sa.Text)
         digest = sa.func.encode(sa.func.sha256(sa.func.convert_to(text, "UTF8")), "hex")
         key = rows.c[table.key]
         statement = sa.select(sa.cast(key, sa.Text), digest).where(_among(table, key, keys))
-        return {found: hashed for found, hashed in self._connection.execute(statement)}
+        return {row[0]: row[1] for row in self._connection.execute(statement)}
 
     def delete(self, table: Table, keys: Sequence[Any]) -> int:
+        assert table.key is not None
         rows = _key_table(table)
         return self._connection.execute(
             sa.delete(rows).where(_among(table, rows.c[table.key], keys))
         ).rowcount
 
     def referring(self, reference: Reference, keys: Sequence[Any]) -> list[tuple[str, str | None]]:
-        column = sa.column(reference.column)
+        column: sa.ColumnClause[Any] = sa.column(reference.column)
         own = sa.column(reference.table.key) if reference.table.key else sa.null()
         statement = sa.select(sa.cast(column, sa.Text), sa.cast(own, sa.Text)).select_from(
             sa.table(reference.table.name)

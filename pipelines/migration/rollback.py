@@ -86,7 +86,7 @@ def _begin(run: RunContext, reason: str) -> _Rollback:
 async def _announce_begin(run: RunContext, current: _Rollback) -> None:
     counts = await asyncio.to_thread(_scope, run)
     event = RollbackInitiatedEvent(
-        rollback_id=current.rollback_id,
+        aggregate_id=current.rollback_id,
         data={
             "migration_id": run.migration_id,
             "reason": current.reason,
@@ -106,7 +106,7 @@ def _scope(run: RunContext) -> dict[str, int]:
         .order_by(undo.c.table_name)
     )
     with run.target.transaction() as transaction:
-        return {table: count for table, count in transaction.connection.execute(statement)}
+        return {row[0]: row[1] for row in transaction.connection.execute(statement)}
 
 
 async def _undo_entity(
@@ -277,10 +277,12 @@ async def _announce_end(run: RunContext, current: _Rollback, stats: dict[str, An
     envelope = run.announcer.envelope(current.rollback_id, "completed", cause=cause, at=current.at)
     del envelope["timestamp"]
     event = RollbackCompletedEvent(
-        rollback_id=current.rollback_id,
-        migration_id=run.migration_id,
-        rollback_stats=stats,
-        success=stats["residual_diff"] == 0,
+        aggregate_id=current.rollback_id,
+        data={
+            "migration_id": run.migration_id,
+            "rollback_stats": stats,
+            "success": stats["residual_diff"] == 0,
+        },
         **envelope,
     )
     await run.announcer.append([event])

@@ -16,40 +16,27 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from collections.abc import Mapping as Dict
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from eventsourcing.catalogue import DatetimeConvertedEvent, MigrationFailedEvent, UUIDTransformedEvent
-from eventsourcing.errors import EventSourcingError
-from eventsourcing.events import BaseEvent
-from pipelines.migration.announce import Announcer, EventLog
+from pipelines.migration.announce import EventLog
 from pipelines.migration.chunks import remove_stage
+from pipelines.migration.complete import complete
 from pipelines.migration.context import Progress, Reporter, RunContext
-from pipelines.migration.errors import MigrationError, StagedDataError, StageOrderError, VerificationError
+from pipelines.migration.errors import MigrationError
 from pipelines.migration.extract import extract
-from pipelines.migration.load import load, refuse_filled_tables
-from pipelines.migration.manifest import Manifest, StageOutcome
-from pipelines.migration.mapping import Mapping, load_mapping
-from pipelines.migration.masking import Masker
-from pipelines.migration.plan import compile_plan, tables_of
+from pipelines.migration.load import load
+from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.mapping import Mapping
 from pipelines.migration.records import quarantined_events
 from pipelines.migration.rollback import rollback
 from pipelines.migration.schemacheck import check_schema, refuse_blockers
+from pipelines.migration.session import Session
 from pipelines.migration.source import open_source
-from pipelines.migration.target import Target, open_target
 from pipelines.migration.transform import transform
 from pipelines.migration.validate import refuse_excess, validate
 from pipelines.migration.verify import verify
-from pipelines.migration.worktables import (
-    RunRow,
-    create_work_tables,
-    find_run,
-    insert_run,
-    refuse_other_holder,
-    update_run,
-)
 
 Work = Callable[[RunContext], Awaitable[StageOutcome]]
 """What a stage does when it is not done yet."""
@@ -77,13 +64,17 @@ class Migration:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.migration_id = migration_id
-        self._mapping = mapping
-        self._source_url, self._target_url = source_url, target_url
-        self._store = store
-        self._folder = work_dir / quote(migration_id, safe="")
-        self._secret = secret
-        self._metadata = dict(metadata or {})
-        self._reporter = Reporter(on_progress)
+        self._session = Session(
+            mapping=mapping,
+            source_url=source_url,
+            target_url=target_url,
+            store=store,
+            folder=work_dir / quote(migration_id, safe=""),
+            migration_id=migration_id,
+            secret=secret,
+            metadata=dict(metadata or {}),
+            reporter=Reporter(on_progress),
+        )
 
     async def run(self) -> StageOutcome:
         """Do all stages, or those that are left, and return the outcome of the last.
@@ -110,17 +101,10 @@ class Migration:
         Raises MappingError, SourceError, TargetError, TargetNotEmptyError or TargetBusyError for a new
         run, and then nothing was written anywhere. Starting again resumes.
         """
-        target = open_target(self._target_url)
-        try:
-            await asyncio.to_thread(self._prepare, target)
-        finally:
-            target.close()
+        await asyncio.to_thread(self._session.prepare)
         async with self._open() as run:
-            outcome = run.outcome("start")
-            if outcome is None:
-                facts = await asyncio.to_thread(self._start_facts, run)
-                outcome = await asyncio.to_thread(run.finish, "start", facts)
-            await run.announcer.stage(StageOutcome("start", run.row.started_at, outcome.facts))
+            outcome = await asyncio.to_thread(self._session.begin, run)
+            await run.announcer.stage(outcome)
             return outcome
 
     async def check_schema(self) -> StageOutcome:
@@ -140,7 +124,7 @@ class Migration:
 
         async def work(run: RunContext) -> StageOutcome:
             run.require("extract", needs="schema")
-            return await asyncio.to_thread(extract, run, open_source(self._source_url))
+            return await asyncio.to_thread(extract, run, open_source(self._session.source_url))
 
         async with self._stage("extract", work) as (run, outcome):
             await run.announcer.stage(outcome)
@@ -153,7 +137,7 @@ class Migration:
             return await asyncio.to_thread(transform, run)
 
         async with self._stage("transform", work) as (run, outcome):
-            await run.announcer.append(_conversion_events(run, outcome))
+            await run.announcer.append(run.announcer.conversions(outcome))
             await run.announcer.stage(outcome)
             return outcome
 
@@ -192,11 +176,11 @@ class Migration:
 
         async def work(run: RunContext) -> StageOutcome:
             run.require("complete", needs="verify")
-            return await asyncio.to_thread(run.finish, "complete", _statistics(run))
+            return await asyncio.to_thread(complete, run)
 
         async with self._stage("complete", work) as (run, outcome):
             await run.announcer.stage(outcome)
-            await asyncio.to_thread(self._release, run, "completed")
+            await asyncio.to_thread(run.set_status, "completed")
             for stage in ("extract", "transform", "valid"):
                 remove_stage(run.folder, stage)
             return outcome
@@ -206,16 +190,9 @@ class Migration:
 
         A run that never began, or is over, announces nothing.
         """
-        target = open_target(self._target_url)
-        try:
-            row = await asyncio.to_thread(self._find, target)
-            if row is None or row.status != "running":
-                return
-            announcer = Announcer(self._store, row, self._metadata)
-            await announcer.append([_failed_event(announcer, row, error)])
-            await asyncio.to_thread(_set_status, target, self.migration_id, "failed")
-        finally:
-            target.close()
+        async with self._session.failing() as announcer:
+            if announcer is not None:
+                await announcer.failed(error)
 
     async def rollback(self, reason: str) -> StageOutcome:
         """Undo what the run wrote, or go on undoing it; facts say deleted, conflicts, residual_diff.
@@ -223,71 +200,8 @@ class Migration:
         Records that others changed since are left alone and reported. Raises MigrationError when there
         is nothing to undo any more.
         """
-        async with self._open(for_stage=False) as run:
+        async with self._open(undoing=True) as run:
             return await rollback(run, reason=reason)
-
-    def _prepare(self, target: Target) -> None:
-        """Take the run up, or check and create it."""
-        mapping = self._load_mapping()
-        row = self._find(target)
-        if row is not None:
-            _refuse_unfit(row, mapping)
-            if Manifest.load(self._folder) is None and row.stage != "start":
-                raise StagedDataError(
-                    f"the staged files of {self.migration_id!r} are not in this work directory"
-                )
-        source_names, target_names = tables_of(mapping)
-        if row is None or Manifest.load(self._folder) is None:
-            source_tables = open_source(self._source_url).tables(source_names)
-            started_at = datetime.now(UTC).replace(microsecond=0)
-            plan = compile_plan(mapping, source_tables, target.tables(target_names), started_at)
-            with target.transaction() as transaction:
-                transaction.lock()
-                refuse_other_holder(transaction.connection, self.migration_id)
-                if row is None:
-                    refuse_filled_tables(transaction, plan)
-                    create_work_tables(transaction.connection)
-                    insert_run(transaction.connection, self._new_row(mapping, started_at))
-            Manifest(self._folder, source_tables).save()
-        elif row.status == "failed":
-            with target.transaction() as transaction:
-                transaction.lock()
-                refuse_other_holder(transaction.connection, self.migration_id)
-                update_run(transaction.connection, self.migration_id, status="running")
-
-    def _new_row(self, mapping: Mapping, started_at: datetime) -> RunRow:
-        row = RunRow(
-            migration_id=self.migration_id,
-            mapping_sha256=mapping.sha256,
-            status="running",
-            stage="start",
-            started_at=started_at,
-            correlation_id=_NO_UUID,
-            metadata=self._metadata,
-        )
-        return replace(row, correlation_id=Announcer(self._store, row, {}).event_id("correlation"))
-
-    def _load_mapping(self) -> Mapping:
-        if isinstance(self._mapping, Path):
-            self._mapping = load_mapping(self._mapping)
-        return self._mapping
-
-    def _find(self, target: Target) -> RunRow | None:
-        with target.transaction() as transaction:
-            return find_run(transaction.connection, self.migration_id)
-
-    def _start_facts(self, run: RunContext) -> dict[str, Any]:
-        return {
-            "source_config": open_source(self._source_url).describe(),
-            "target_config": run.target.describe(),
-            "mapping_sha256": run.row.mapping_sha256,
-            "mode": "run",
-            "started_at": run.row.started_at.isoformat(),
-        }
-
-    def _release(self, run: RunContext, status: str) -> None:
-        if run.row.status == "running":
-            _set_status(run.target, self.migration_id, status)
 
     @asynccontextmanager
     async def _stage(self, name: str, work: Work) -> AsyncIterator[tuple[RunContext, StageOutcome]]:
@@ -296,39 +210,9 @@ class Migration:
             yield run, run.outcome(name) or await work(run)
 
     @asynccontextmanager
-    async def _open(self, *, for_stage: bool = True) -> AsyncIterator[RunContext]:
-        target = open_target(self._target_url)
+    async def _open(self, *, undoing: bool = False) -> AsyncIterator[RunContext]:
+        run = await asyncio.to_thread(self._session.context, undoing=undoing)
         try:
-            yield await asyncio.to_thread(self._context, target, for_stage)
+            yield run
         finally:
-            target.close()
-
-    def _context(self, target: Target, for_stage: bool) -> RunContext:
-        """The state of the run as it is kept. A rollback needs no staged files."""
-        mapping = self._load_mapping()
-        row, manifest = self._find(target), Manifest.load(self._folder)
-        if row is None:
-            raise StageOrderError("a stage", needs="start")
-        if row.mapping_sha256 != mapping.sha256:
-            raise MigrationError(
-                f"migration {self.migration_id!r} began under another mapping", stage="start"
-            )
-        if for_stage:
-            _refuse_unfit(row, mapping)
-        source_names, target_names = tables_of(mapping)
-        if manifest is None:
-            if for_stage:
-                raise StagedDataError(
-                    f"the staged files of {self.migration_id!r} are not in this work directory"
-                )
-            manifest = Manifest(self._folder, open_source(self._source_url).tables(source_names))
-        plan = compile_plan(mapping, manifest.source_tables, target.tables(target_names), row.started_at)
-        return RunContext(
-            row=row,
-            plan=plan,
-            target=target,
-            manifest=manifest,
-            announcer=Announcer(self._store, row, self._metadata),
-            masker=Masker(self._secret, self.migration_id),
-            reporter=self._reporter,
-        )
+            run.target.close()

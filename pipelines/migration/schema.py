@@ -107,7 +107,7 @@ def _reflect(inspector: sa.Inspector, name: str) -> Table:
     folding = {column.name for column in columns.values() if column.folds_case}
     unique = [tuple(item["column_names"]) for item in inspector.get_unique_constraints(name)]
     found = {Unique(names, folds_case=bool(folding & {*names})) for names in unique}
-    for index in inspector.get_indexes(name):
+    for index in inspector.get_indexes(name, include_auto_indexes=True):  # SQLite's unique columns
         if index["unique"]:
             found |= _unique_index(dict(index), folding)
     if key:

@@ -42,8 +42,9 @@ def refuse_blockers(outcome: StageOutcome) -> None:
 def _blockers(plan: Plan, entity: EntityPlan) -> Iterator[str]:
     empty = pl.DataFrame(schema={name: entity.source.columns[name].dtype for name in entity.columns})
     for name in entity.columns:
-        if entity.source.columns[name].kind == "other":
-            yield f"{entity.source.name}.{name}: the type {entity.source.columns[name].type_name} is not supported"
+        column = entity.source.columns[name]
+        if column.kind == "other":
+            yield f"{entity.source.name}.{name}: the type {column.type_name} is not supported"
     for field in entity.fields.values():
         yield from _field_blockers(plan, entity, field, empty)
     key = entity.target.columns[entity.target_key]
@@ -108,8 +109,10 @@ def _warnings(entity: EntityPlan) -> Iterator[str]:
             and (source.max_length or target.max_length + 1) > target.max_length
             and source.kind == "text"
         ):
-            yield f"{where}: takes {target.max_length} characters, the source {source.max_length or 'any number'}"
-        if not target.nullable and source.nullable and field.ref is None:
+            given = source.max_length or "any number"
+            yield f"{where}: takes {target.max_length} characters, the source {given}"
+        may_be_null = source.nullable and source.name != entity.mapping.key
+        if not target.nullable and may_be_null and field.ref is None:
             yield f"{where}: must not be null, and the source may be"
     for unique in entity.unique:
         if not any(held.columns == unique.columns for held in entity.source.unique):

@@ -76,7 +76,7 @@ class SqliteSnapshot:
     def chunks(
         self, table: Table, *, key: str, columns: tuple[str, ...], rows: int
     ) -> Iterator[pl.DataFrame]:
-        selected = [sa.column(name) for name in columns]
+        selected: list[sa.ColumnClause[Any]] = [sa.column(name) for name in columns]
         statement = (
             sa.select(*selected).select_from(sa.table(table.name)).order_by(sa.column(key)).limit(rows)
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 
 from pipelines.migration.chunks import Chunk, remove_stage
 from pipelines.migration.context import RunContext, check_accounting
@@ -23,6 +24,7 @@ from pipelines.migration.rules import broken_mask, rule_message
 from pipelines.migration.schema import Unique
 
 _SAMPLES = 20
+_INNER = cs.by_name("_ill_typed", "_failed") | cs.starts_with("_there:")
 _VIOLATIONS = {
     "_key": pl.String,
     "stage": pl.String,
@@ -96,17 +98,18 @@ class _Judgement:
     def stage_valid(self) -> dict[str, int]:
         """Write the valid records, their children and the quarantine of each chunk."""
         run, name, keys = self.run, self.entity.name, []
-        children = {child: 1 for child in self.entity.children}
+        children = dict.fromkeys(self.entity.children, 1)
         for stage, names in (("valid", [name, *(f"{name}.{c}" for c in children)]), ("quarantine", [name])):
             run.manifest.staged[stage] |= {item: [] for item in names}
         total, done, quarantined = sum(chunk.rows for chunk in self.chunks), 0, 0
         for chunk, violations in zip(self.chunks, self.found, strict=True):
             frame = self._with_references(run.read(chunk))
             valid = frame.join(violations.select("_key"), on="_key", how="anti", maintain_order="left")
-            run.write("valid", name, chunk.number, valid.drop("_ill_typed", "_failed"))
+            run.write("valid", name, chunk.number, valid.drop(_INNER))
             run.write("quarantine", name, chunk.number, violations)
             self._stage_children(chunk, valid, children)
-            keys.append(valid.select("_key", "_record"))
+            accepted = pl.col("_key").is_in(valid["_key"].implode())
+            keys.append(frame.select("_key", pl.when(accepted).then("_record").alias("_record")))
             done, quarantined = done + chunk.rows, quarantined + chunk.rows - valid.height
             run.progress("validate", name, done, total)
         self.parents[name] = (
@@ -128,6 +131,7 @@ class _Judgement:
             if spec.ref is None:
                 continue
             lookup = self.parents[spec.ref].rename({"_key": "_ref", "_record": "_new"})
+            lookup = lookup.with_columns(pl.lit(value=True).alias(f"_there:{name}"))
             joined = frame.with_columns(pl.col(f"s:{spec.sources[0]}").cast(pl.String).alias("_ref")).join(
                 lookup, on="_ref", how="left", maintain_order="left"
             )
@@ -148,15 +152,18 @@ class _Judgement:
         for number, check in enumerate(failures):
             failed = pl.col("_failed").list.contains(number)
             yield "transform", Check(check.rule, check.column, check.message, failed)
-        for owner in (*self.entity.fields.values(), *self.entity.children.values()):
-            yield from (("validate", check) for check in owner.checks)
+        yield from (("validate", check) for spec in self.entity.fields.values() for check in spec.checks)
+        yield from (("validate", check) for child in self.entity.children.values() for check in child.checks)
 
     def _reference_checks(self) -> Iterator[tuple[str, Check]]:
         for name, spec in self.entity.fields.items():
             if spec.ref is not None and spec.on_missing == "quarantine":
                 missing = pl.col(f"s:{spec.sources[0]}").is_not_null() & pl.col(f"t:{name}").is_null()
-                message = f"refers to a record of {spec.ref} that was not migrated"
-                yield "validate", Check("reference", name, message, missing)
+                known = pl.col(f"_there:{name}").fill_null(value=False)
+                message = f"refers to a record of {spec.ref} that is not there"
+                yield "validate", Check("reference", name, message, missing & ~known)
+                message = f"refers to a record of {spec.ref} that is in quarantine"
+                yield "validate", Check("parent", name, message, missing & known)
 
     def _child_violations(self, chunk: Chunk, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """What the target's columns say against a record's children counts against the record."""
@@ -167,7 +174,7 @@ class _Judgement:
             keyed = made.join(
                 frame.select("_key", "_record"), on="_record", how="inner", maintain_order="left"
             )
-            checks = [("validate", check) for check in child.target_checks(keyed.columns)]
+            checks = [("validate", check) for check in child.target_checks(made.columns)]
             yield _long_form(keyed, checks).unique(maintain_order=True)
 
     def _judge_across(self) -> None:

@@ -47,9 +47,9 @@ def parse_yaml(text: str, *, file: str) -> LocatedYaml:
             lines: dict[Path, int] = {}
             if node is not None:
                 _walk(node, (), lines, file)
-            data = loader.construct_document(node) if node is not None else None  # type: ignore[no-untyped-call]
+            data = loader.construct_document(node) if node is not None else None
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = error.problem or error.context or "cannot be parsed"
