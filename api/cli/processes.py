@@ -17,11 +17,11 @@ from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 import psutil
+from resources.dagster_home import workspace_file
 from supervisor.xmlrpc import SupervisorTransport
 
 from eventsourcing.config import Settings
 from eventsourcing.errors import ConfigurationError
-from resources.dagster_home import workspace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +154,9 @@ def refuse_used_ports(programs: list[Process], host: str) -> None:
             try:
                 probe.bind((host, program.port))
             except OSError as error:
+                why = _holder(program.port) or error.strerror
                 raise ConfigurationError(
-                    f"port {program.port} for {program.name} cannot be used ({_holder(program.port) or error.strerror}); "
+                    f"port {program.port} of {program.name} cannot be used: {why}; "
                     f"free it or set {program.setting}"
                 ) from error
 
