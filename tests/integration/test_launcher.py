@@ -14,7 +14,7 @@ import dagster as dg
 import psutil
 import pytest
 
-from api.launcher import EmbeddedLauncher, LaunchError, make_launcher
+from api.launcher import LOCATION, EmbeddedLauncher, LaunchError, make_launcher
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from eventsourcing.replays import ReplayJournal, ReplayRequest
@@ -53,8 +53,8 @@ async def test_a_run_is_executed_with_its_whole_history(
     run = launcher.instance.get_run_by_id(run_id)
     assert run is not None
     assert run.tags["correlation_id"] == "c-1"
-    assert run.tags[".dagster/repository"] == "__repository__@migration"
     assert run.remote_job_origin is not None
+    assert run.remote_job_origin.location_name == LOCATION
     assert run.job_code_origin is not None
     kinds = {record.event_log_entry.dagster_event_type for record in _records(launcher, run_id)}
     assert {dg.DagsterEventType.STEP_OUTPUT, dg.DagsterEventType.RUN_SUCCESS} <= kinds
