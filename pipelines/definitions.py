@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipelines.jobs import JOBS
+from pipelines.jobs import JOBS, RESOURCES
 from pipelines.schedules import nightly_replay
 from pipelines.sensors import completed_migrations
-from resources.databases import DatabasesResource
-from resources.eventing import EventingResource
-from resources.workspace import WorkspaceResource
 
 _REPLAYED = ("all", "aggregate", "type", "correlation")
 
@@ -21,10 +18,5 @@ defs = dg.Definitions(
         dg.AssetSpec(["replay", kind], description=f"Replays of {kind}: counts and rate, run by run.")
         for kind in _REPLAYED
     ],
-    resources={
-        "eventing": EventingResource(),
-        "databases": DatabasesResource(),
-        "workspace": WorkspaceResource(),
-        "io_manager": dg.mem_io_manager,
-    },
+    resources=RESOURCES,
 )

@@ -1,10 +1,24 @@
 """The jobs. Each runs in one process: a process a step would cost a second a step."""
 
+from typing import Any
+
 import dagster as dg
 
 from pipelines.config import MigrateConfig
 from pipelines.ops import migration as stages
 from pipelines.ops import replay as replays
+from resources.databases import DatabasesResource
+from resources.eventing import EventingResource
+from resources.workspace import WorkspaceResource
+
+RESOURCES = {
+    "eventing": EventingResource(),
+    "databases": DatabasesResource(),
+    "workspace": WorkspaceResource(),
+    "io_manager": dg.mem_io_manager,  # the default one writes every output to a file
+}
+
+_IN_PROCESS: dict[str, Any] = {"executor_def": dg.in_process_executor, "resource_defs": RESOURCES}
 
 _STAGES = (
     stages.start,
@@ -23,7 +37,7 @@ def _same_for_every_stage(config: MigrateConfig) -> dg.RunConfig:
     return dg.RunConfig(ops={stage.name: config for stage in (*_STAGES, stages.compensate)})
 
 
-@dg.job(config=_same_for_every_stage, executor_def=dg.in_process_executor, tags={"owner": "migration"})
+@dg.job(config=_same_for_every_stage, **_IN_PROCESS, tags={"owner": "migration"})
 def migrate() -> None:
     """Move users and admins from a source into the target, every step an event."""
     first, *rest = _STAGES
@@ -35,25 +49,25 @@ def migrate() -> None:
     stages.compensate(failures=failures)
 
 
-@dg.job(executor_def=dg.in_process_executor, tags={"owner": "migration"})
+@dg.job(**_IN_PROCESS, tags={"owner": "migration"})
 def rollback() -> None:
     """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
     stages.roll_back()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags={"owner": "replay"})
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
 def replay() -> None:
     """Replay stored events into a shadow: no live view and nothing outside is touched."""
     replays.replay_events()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags={"owner": "replay"})
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
 def snapshot() -> None:
     """Store the state of one aggregate."""
     replays.create_snapshot()
 
 
-@dg.job(executor_def=dg.in_process_executor, tags={"owner": "replay"})
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
 def validate_sequence() -> None:
     """Check that an aggregate has exactly the events that it should have."""
     replays.check_sequence.alias("validate_sequence")()  # one name cannot be an op's and a job's
