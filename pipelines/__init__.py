@@ -1,0 +1,1 @@
+"""The migration itself, and the Dagster ops, jobs, schedules and sensors that run it."""

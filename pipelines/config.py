@@ -1,0 +1,71 @@
+"""The run configurations of the jobs: what a caller may ask for, and no address of anything."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from resources.databases import TARGET
+
+
+class OnFailure(StrEnum):
+    """What a failed stage leads to: everything stays and can be resumed, or is undone in the run."""
+
+    KEEP = "keep"
+    ROLLBACK = "rollback"
+
+
+class MigrateConfig(dg.Config):
+    """One migration. Running it again under the same migration_id goes on where it stopped."""
+
+    mapping: str = Field(description="Name or path of a mapping file.")
+    source: str = Field(description="Name of a file in the source directory.")
+    target: str = Field(default=TARGET, description="Name of the target.")
+    migration_id: str | None = Field(default=None, description="Made from the run's id unless given.")
+    on_failure: OnFailure = Field(default=OnFailure.KEEP, description="keep, or rollback in the same run.")
+
+
+class RollbackConfig(dg.Config):
+    """Undo a migration that a run of `migrate` began."""
+
+    migration_id: str
+    reason: str = "asked for"
+
+
+class ReplayConfig(dg.Config):
+    """A replay: the row that asks for it, or the request for a new row."""
+
+    replay_id: str | None = Field(default=None, description="A pending replay; a new one unless given.")
+    request: dict[str, Any] = Field(
+        default={"replay_type": "all"}, description="What a new replay replays, as POST /replay takes it."
+    )
+
+
+class SnapshotConfig(dg.Config):
+    """A snapshot of one aggregate; without a version, of its last one."""
+
+    aggregate_id: str
+    up_to_version: int | None = None
+    result_id: str | None = Field(default=None, description="Key of the result; the run's id unless given.")
+
+
+class SequenceConfig(dg.Config):
+    """The event types that an aggregate should have, in order."""
+
+    aggregate_id: str
+    expected_sequence: list[str]
+    result_id: str | None = Field(default=None, description="Key of the result; the run's id unless given.")
+
+
+MIGRATION_SEQUENCE = [
+    "migration.started",
+    "data.extracted",
+    "data.transformed",
+    "data.validated",
+    "data.imported",
+    "migration.completed",
+]
+"""The stream of a migration that went well, whatever it migrated."""

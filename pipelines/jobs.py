@@ -1,0 +1,76 @@
+"""The jobs. Each runs in one process: a process a step would cost a second a step."""
+
+from typing import Any
+
+import dagster as dg
+
+from pipelines.config import MigrateConfig
+from pipelines.ops import migration as stages
+from pipelines.ops import replay as replays
+from resources.databases import DatabasesResource
+from resources.eventing import EventingResource
+from resources.workspace import WorkspaceResource
+
+RESOURCES = {
+    "eventing": EventingResource(),
+    "databases": DatabasesResource(),
+    "workspace": WorkspaceResource(),
+    "io_manager": dg.mem_io_manager,  # the default one writes every output to a file
+}
+
+_IN_PROCESS: dict[str, Any] = {"executor_def": dg.in_process_executor, "resource_defs": RESOURCES}
+
+_STAGES = (
+    stages.start,
+    stages.check_schema,
+    stages.extract,
+    stages.transform,
+    stages.validate,
+    stages.load,
+    stages.verify,
+    stages.complete,
+)
+
+
+@dg.config_mapping
+def _same_for_every_stage(config: MigrateConfig) -> dg.RunConfig:
+    return dg.RunConfig(ops={stage.name: config for stage in (*_STAGES, stages.compensate)})
+
+
+@dg.job(config=_same_for_every_stage, **_IN_PROCESS, tags={"owner": "migration"})
+def migrate() -> None:
+    """Move users and admins from a source into the target, every step an event."""
+    first, *rest = _STAGES
+    done, failed = first()
+    failures = [failed]
+    for stage in rest:
+        done, failed = stage(after=done)
+        failures.append(failed)
+    stages.compensate(failures=failures)
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "migration"})
+def rollback() -> None:
+    """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
+    stages.roll_back()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def replay() -> None:
+    """Replay stored events into a shadow: no live view and nothing outside is touched."""
+    replays.replay_events()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def snapshot() -> None:
+    """Store the state of one aggregate."""
+    replays.create_snapshot()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def validate_sequence() -> None:
+    """Check that an aggregate has exactly the events that it should have."""
+    replays.check_sequence.alias("validate_sequence")()  # one name cannot be an op's and a job's
+
+
+JOBS = [migrate, rollback, replay, snapshot, validate_sequence]

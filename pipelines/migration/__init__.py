@@ -1,0 +1,50 @@
+"""The migration engine: a mapping file, a source and a target in; a proven target and its events out."""
+
+import pipelines.migration.panel_functions  # noqa: F401 - registers the functions of the demo
+from pipelines.migration.context import Progress
+from pipelines.migration.errors import (
+    MappingError,
+    MigrationError,
+    SchemaIncompatibleError,
+    SourceError,
+    StagedDataError,
+    StageOrderError,
+    TargetBusyError,
+    TargetError,
+    TargetNotEmptyError,
+    ThresholdExceededError,
+    VerificationError,
+)
+from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.mapping import Mapping, load_mapping, parse_mapping
+from pipelines.migration.run import Migration
+from pipelines.migration.transforms import (
+    Conversion,
+    Settings,
+    register_child_function,
+    register_function,
+)
+
+__all__ = [
+    "Conversion",
+    "Mapping",
+    "MappingError",
+    "Migration",
+    "MigrationError",
+    "Progress",
+    "SchemaIncompatibleError",
+    "Settings",
+    "SourceError",
+    "StageOrderError",
+    "StageOutcome",
+    "StagedDataError",
+    "TargetBusyError",
+    "TargetError",
+    "TargetNotEmptyError",
+    "ThresholdExceededError",
+    "VerificationError",
+    "load_mapping",
+    "parse_mapping",
+    "register_child_function",
+    "register_function",
+]

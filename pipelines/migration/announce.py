@@ -1,0 +1,157 @@
+"""Announcing: a run's events, with ids that a resumed run makes again.
+
+All events of a run share one correlation. A stage's event is caused by that of the stage before; a
+record's event by the stage that prepared it. An event is appended after what it speaks of is durable,
+and appending it again changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from eventsourcing.catalogue import (
+    DataExtractedEvent,
+    DataImportedEvent,
+    DataTransformedEvent,
+    DataValidatedEvent,
+    DatetimeConvertedEvent,
+    MigrationCompletedEvent,
+    MigrationFailedEvent,
+    MigrationStartedEvent,
+    SchemaCompatibilityCheckedEvent,
+    UUIDTransformedEvent,
+)
+from eventsourcing.errors import EventSourcingError
+from eventsourcing.events import (
+    RESERVED_METADATA,
+    BaseEvent,
+    RecordedEvent,
+    TypedEvent,
+    deterministic_event_id,
+)
+from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.worktables import RunRow
+
+BATCH = 1000
+"""Events in one append."""
+
+STAGE_EVENTS: dict[str, type[TypedEvent]] = {
+    "start": MigrationStartedEvent,
+    "schema": SchemaCompatibilityCheckedEvent,
+    "extract": DataExtractedEvent,
+    "transform": DataTransformedEvent,
+    "validate": DataValidatedEvent,
+    "load": DataImportedEvent,
+    "complete": MigrationCompletedEvent,
+}
+_CAUSES = {
+    "schema": "start",
+    "extract": "schema",
+    "transform": "extract",
+    "validate": "transform",
+    "load": "validate",
+    "complete": "load",
+}
+"""Which stage's event causes a stage's event."""
+
+_COUNTED = {"uuid": "transformation", "datetime": "conversion"}
+
+
+class EventLog(Protocol):
+    """What the engine needs of an event store."""
+
+    async def append_events(self, events: Sequence[BaseEvent]) -> list[RecordedEvent]:
+        """Store all events or none; one whose event_id is stored comes back as stored."""
+
+
+class Announcer:
+    """Makes and appends the events of one run."""
+
+    def __init__(self, log: EventLog, row: RunRow, metadata: Mapping[str, Any]) -> None:
+        self._log, self._row = log, row
+        current = {key: value for key, value in metadata.items() if key in RESERVED_METADATA}
+        self._metadata = {**row.metadata, **current}
+
+    def event_id(self, *parts: str) -> UUID:
+        """The id that these parts have in this run, always."""
+        return deterministic_event_id(self._row.started_at, self._row.migration_id, *parts)
+
+    def stage_id(self, stage: str) -> UUID:
+        """The id of a stage's event."""
+        return self.event_id("stage", stage)
+
+    def envelope(self, *parts: str, cause: UUID | None, at: datetime) -> dict[str, Any]:
+        """The fields that every event of the run has."""
+        return {
+            "event_id": self.event_id(*parts),
+            "correlation_id": self._row.correlation_id,
+            "causation_id": cause,
+            "metadata": self._metadata,
+            "timestamp": at,
+        }
+
+    async def stage(self, outcome: StageOutcome) -> None:
+        """Append the event of a stage that is done."""
+        await self._log.append_events([self.stage_event(outcome)])
+
+    def stage_event(self, outcome: StageOutcome) -> TypedEvent:
+        """The event of a stage, in the stream of the migration; the schema check has its own."""
+        cls, stage = STAGE_EVENTS[outcome.stage], outcome.stage
+        stream = self._row.migration_id + (":schema" if stage == "schema" else "")
+        cause = self.stage_id(_CAUSES[stage]) if stage in _CAUSES else None
+        return cls(
+            aggregate_id=stream,
+            data=outcome.facts,
+            **self.envelope("stage", stage, cause=cause, at=outcome.at),
+        )
+
+    def conversions(self, outcome: StageOutcome) -> Iterator[BaseEvent]:
+        """One event for each format pair of the transform stage, in a stream of their kind."""
+        classes: dict[str, type[TypedEvent]] = {
+            "uuid": UUIDTransformedEvent,
+            "datetime": DatetimeConvertedEvent,
+        }
+        for item in outcome.facts["transformation_stats"]["conversions"]:
+            formats = {key: item[key] for key in ("source_format", "target_format")}
+            stream = f"{self._row.migration_id}:{item['kind']}"
+            parts = (stream, *formats.values())
+            yield classes[item["kind"]](
+                aggregate_id=stream,
+                data={**formats, f"{_COUNTED[item['kind']]}_count": item["count"]},
+                **self.envelope(*parts, cause=self.stage_id("extract"), at=outcome.at),
+            )
+
+    async def failed(self, error: Exception) -> None:
+        """Append that the run failed: by which error, at which stage, and whether it can go on.
+
+        The message of an error that is not ours may hold anything, so only its name is told.
+        """
+        ours = isinstance(error, EventSourcingError)
+        details = {
+            "stage": getattr(error, "stage", "") or self._row.stage,
+            "error": type(error).__name__,
+            "resumable": bool(getattr(error, "resumable", getattr(error, "retryable", True))),
+        }
+        fields = {
+            "migration_id": self._row.migration_id,
+            "error_message": str(error) if ours else type(error).__name__,
+            "error_details": details,
+            "correlation_id": self._row.correlation_id,
+            "causation_id": self.stage_id(self._row.stage if self._row.stage in STAGE_EVENTS else "load"),
+            "metadata": self._metadata,
+        }
+        await self._log.append_events([MigrationFailedEvent(**fields)])
+
+    async def append(self, events: Iterable[BaseEvent]) -> None:
+        """Append any events, a thousand at a time."""
+        batch: list[BaseEvent] = []
+        for event in events:
+            batch.append(event)
+            if len(batch) == BATCH:
+                await self._log.append_events(batch)
+                batch = []
+        if batch:
+            await self._log.append_events(batch)

@@ -1,0 +1,64 @@
+"""Staged chunk files: frames on disk that only their owner may read, each with its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from pipelines.migration.errors import StagedDataError
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One staged file of a stage and an entity, or of an entity's children: `number` counts from 0."""
+
+    file: str
+    number: int
+    rows: int
+    sha256: str
+
+
+def write_chunk(folder: Path, name: str, number: int, frame: pl.DataFrame) -> Chunk:
+    """Write a frame whole or not at all, readable by its owner only; `name` is a path under the folder."""
+    buffer = io.BytesIO()
+    frame.write_ipc(buffer, compression="lz4")
+    content = buffer.getvalue()
+    file = f"{name}/{number:06d}.arrow"
+    path = folder / file
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(path, content)
+    return Chunk(file, number, frame.height, hashlib.sha256(content).hexdigest())
+
+
+def read_chunk(folder: Path, chunk: Chunk) -> pl.DataFrame:
+    """Read a staged frame. Raises StagedDataError when it is missing or not what was written."""
+    try:
+        content = (folder / chunk.file).read_bytes()
+    except OSError:
+        raise StagedDataError(f"the staged file {chunk.file} is missing") from None
+    if hashlib.sha256(content).hexdigest() != chunk.sha256:
+        raise StagedDataError(f"the staged file {chunk.file} is not what was written")
+    return pl.read_ipc(io.BytesIO(content))
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file in one step; a crash leaves the old one or the new one. Mode 0600."""
+    draft = path.with_suffix(path.suffix + ".draft")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def remove_stage(folder: Path, stage: str) -> None:
+    """Remove everything that a stage wrote; nothing there is nothing to do."""
+    shutil.rmtree(folder / stage, ignore_errors=True)

@@ -1,0 +1,128 @@
+"""What every stage works with: one run's mapping, plan, databases, manifest, events and progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from pipelines.migration.announce import Announcer
+from pipelines.migration.chunks import Chunk, read_chunk, write_chunk
+from pipelines.migration.errors import MigrationError, StageOrderError
+from pipelines.migration.manifest import Manifest, StageOutcome
+from pipelines.migration.masking import Masker
+from pipelines.migration.plan import Plan
+from pipelines.migration.target import Target
+from pipelines.migration.worktables import RunRow, update_run
+
+_REPORT_EVERY_S = 0.1
+_RENEW_EVERY_S = 15.0
+
+
+class Progress(NamedTuple):
+    """How far a stage is, in records of one entity; reported at most ten times a second."""
+
+    stage: str
+    entity: str
+    done: int
+    total: int
+
+
+@dataclass
+class Reporter:
+    """Passes progress on, seldom enough, and the end of an entity always."""
+
+    hook: Callable[[Progress], None] | None
+    _last: float = field(default=0.0, init=False)
+
+    def report(self, stage: str, entity: str, done: int, total: int) -> None:
+        """Report unless the last report was less than 0.1 s ago; done = total is always reported."""
+        now = time.monotonic()
+        if self.hook is not None and (done == total or now - self._last >= _REPORT_EVERY_S):
+            self._last = now
+            self.hook(Progress(stage, entity, done, total))
+
+
+@dataclass
+class RunContext:
+    """One run, as a stage sees it."""
+
+    row: RunRow
+    plan: Plan
+    target: Target
+    manifest: Manifest
+    announcer: Announcer
+    masker: Masker
+    reporter: Reporter
+    _renewed: float = field(default_factory=time.monotonic, init=False)
+
+    @property
+    def migration_id(self) -> str:
+        """The run's id."""
+        return self.row.migration_id
+
+    @property
+    def folder(self) -> Path:
+        """Where the run stages its files."""
+        return self.manifest.folder
+
+    def outcome(self, stage: str) -> StageOutcome | None:
+        """What a stage found, or None while it is not done."""
+        return self.manifest.outcomes.get(stage)
+
+    def require(self, stage: str, *, needs: str) -> None:
+        """Raise StageOrderError unless the stage that is needed is done."""
+        if self.outcome(needs) is None:
+            raise StageOrderError(stage, needs=needs)
+
+    def finish(self, stage: str, facts: dict[str, Any], *, at: datetime | None = None) -> StageOutcome:
+        """Make a stage's outcome durable: from here on it is done."""
+        outcome = StageOutcome(stage, at or datetime.now(UTC), facts)
+        self.manifest.outcomes[stage] = outcome
+        self.manifest.save()
+        with self.target.transaction() as transaction:
+            update_run(transaction.connection, self.migration_id, stage=stage)
+        return outcome
+
+    def set_status(self, status: str) -> None:
+        """End a running run: it lets go of the target."""
+        if self.row.status == "running":
+            with self.target.transaction() as transaction:
+                update_run(transaction.connection, self.migration_id, holds=False, status=status)
+
+    def progress(self, stage: str, entity: str, done: int, total: int) -> None:
+        """Report progress, and renew the lease of the target when it is time."""
+        if time.monotonic() - self._renewed > _RENEW_EVERY_S:
+            self._renewed = time.monotonic()
+            with self.target.transaction() as transaction:
+                update_run(transaction.connection, self.migration_id)
+        self.reporter.report(stage, entity, done, total)
+
+    def staged(self, stage: str, name: str) -> list[Chunk]:
+        """The files that a stage staged for an entity, in order."""
+        return self.manifest.staged[stage][name]
+
+    def read(self, chunk: Chunk) -> pl.DataFrame:
+        """A staged frame."""
+        return read_chunk(self.folder, chunk)
+
+    def write(self, stage: str, name: str, number: int, frame: pl.DataFrame) -> None:
+        """Stage a frame; the manifest learns of it with the stage's outcome."""
+        chunk = write_chunk(self.folder, f"{stage}/{name}", number, frame)
+        self.manifest.staged.setdefault(stage, {}).setdefault(name, []).append(chunk)
+
+    def begin_stage(self, stage: str) -> None:
+        """Forget what an unfinished attempt staged."""
+        self.manifest.staged[stage] = {}
+
+
+def check_accounting(stage: str, counts: dict[str, dict[str, int]]) -> None:
+    """Raise unless rows in = out + quarantined + filtered, for every entity (guarantee G9)."""
+    for entity, count in counts.items():
+        if count["in"] != count["out"] + count["quarantined"] + count["filtered"]:
+            raise MigrationError(f"the accounting of {entity} does not add up: {count}", stage=stage)

@@ -1,0 +1,96 @@
+"""The errors of the migration engine: one tree, each with its stage and whether a resume can help.
+
+MigrationError                  a run stopped (stage, resumable)
+├── MappingError                the mapping is wrong (file, line, field)
+├── SourceError                 the source is missing, unreadable or not what the mapping says
+├── TargetError                 the target cannot be reached or refused what was asked
+│   ├── TargetNotEmptyError     a target table holds rows and the policy is to fail (table)
+│   └── TargetBusyError         another unfinished run holds the target (holder)
+├── SchemaIncompatibleError     source and target do not fit (blockers)
+├── StagedDataError             a staged file is missing or not what was written
+├── ThresholdExceededError      more records were quarantined than the mapping allows (entity, ratio)
+├── VerificationError           the target is not what was migrated (report)
+└── StageOrderError             a stage was called before the one that it needs
+
+No message holds a value of a record or a credential of a connection.
+"""
+
+from __future__ import annotations
+
+from eventsourcing.errors import EventSourcingError
+
+
+class MigrationError(EventSourcingError):
+    """A run stopped. `resumable` says whether the same migration_id may go on later."""
+
+    def __init__(self, message: str, *, stage: str = "", resumable: bool = False) -> None:
+        self.stage, self.resumable = stage, resumable
+        super().__init__(message)
+
+
+class MappingError(MigrationError):
+    """The mapping is wrong. The message is one line: file, line, field, reason. Nothing was written.
+
+    `line` is 1-based, 0 when the whole file is meant; `field` is a dotted path.
+    """
+
+    def __init__(self, reason: str, *, file: str = "mapping", line: int = 0, field: str = "") -> None:
+        self.reason, self.file, self.line, self.field = reason, file, line, field
+        where = f"{file}:{line}" if line else file
+        super().__init__(f"{where}: {field}: {reason}" if field else f"{where}: {reason}", stage="mapping")
+
+
+class SourceError(MigrationError):
+    """The source is missing, unreadable, or holds something that no run can carry."""
+
+
+class TargetError(MigrationError):
+    """The target cannot be reached, lacks a table, or refused a statement; its transaction was undone."""
+
+
+class TargetNotEmptyError(TargetError):
+    """A target table holds rows already, and the conflict policy is `fail`. Nothing was written."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        super().__init__(f"target table {table!r} is not empty (on_conflict: fail)", stage="start")
+
+
+class TargetBusyError(TargetError):
+    """Another unfinished run holds the target. Nothing was written."""
+
+    def __init__(self, holder: str) -> None:
+        self.holder = holder
+        super().__init__(f"migration {holder!r} holds the target", stage="start", resumable=True)
+
+
+class SchemaIncompatibleError(MigrationError):
+    """Source and target do not fit; `blockers` says why, one line each. No record was written."""
+
+    def __init__(self, blockers: list[str]) -> None:
+        self.blockers = blockers
+        more = f" (and {len(blockers) - 1} more)" if len(blockers) > 1 else ""
+        super().__init__(f"the schemas do not fit: {blockers[0]}{more}", stage="schema")
+
+
+class StagedDataError(MigrationError):
+    """A staged file is missing or its checksum differs. Nothing of it was used."""
+
+
+class ThresholdExceededError(MigrationError):
+    """More of an entity was quarantined than the mapping allows. No record was written."""
+
+    def __init__(self, entity: str, *, ratio: float, allowed: float) -> None:
+        self.entity, self.ratio, self.allowed = entity, ratio, allowed
+        super().__init__(f"{ratio:.2%} of {entity} broke a rule, {allowed:.2%} are allowed", stage="validate")
+
+
+class VerificationError(MigrationError):
+    """The target differs from what was migrated. It was left as it is."""
+
+
+class StageOrderError(MigrationError):
+    """A stage was called before the one that it needs. Nothing was done."""
+
+    def __init__(self, stage: str, *, needs: str) -> None:
+        super().__init__(f"{stage} comes after {needs}, which is not done", stage=stage, resumable=True)

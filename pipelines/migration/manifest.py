@@ -1,0 +1,87 @@
+"""The manifest of a run: which stages are done, what they found, and which files they staged.
+
+It lies in the run's work folder and holds no value of a record. A stage is done when the manifest says
+so; its outcome is written before its event is appended, so a resumed run appends the same event again,
+and the store ignores what it has. Each change replaces the file in one step.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.migration.chunks import Chunk, write_private
+from pipelines.migration.errors import StagedDataError
+from pipelines.migration.schema import Table
+
+
+_STATS = {
+    "extract": "extraction_stats",
+    "transform": "transformation_stats",
+    "validate": "validation_stats",
+    "load": "import_stats",
+}
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What a stage found and did, and when it ended."""
+
+    stage: str
+    at: datetime
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Manifest:
+    """The state of one run, as `save` writes it."""
+
+    folder: Path
+    source_tables: dict[str, Table]
+    outcomes: dict[str, StageOutcome] = field(default_factory=dict)
+    staged: dict[str, dict[str, list[Chunk]]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest | None:
+        """The manifest of a folder, or None. Raises StagedDataError when it cannot be read."""
+        path = folder / "manifest.json"
+        if not path.exists():
+            return None
+        try:
+            fields = json.loads(path.read_bytes())
+            tables = {name: Table.from_json(table) for name, table in fields["source_tables"].items()}
+            outcomes = {
+                stage: StageOutcome(stage, datetime.fromisoformat(item["at"]), item["facts"])
+                for stage, item in fields["outcomes"].items()
+            }
+            staged = {
+                stage: {name: [Chunk(**chunk) for chunk in chunks] for name, chunks in entities.items()}
+                for stage, entities in fields["staged"].items()
+            }
+        except (ValueError, KeyError, TypeError, OSError):
+            raise StagedDataError("the manifest of the run cannot be read") from None
+        return cls(folder, tables, outcomes, staged)
+
+    def save(self) -> None:
+        """Write the whole state in one step."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fields = {
+            "source_tables": {name: table.to_json() for name, table in self.source_tables.items()},
+            "outcomes": {
+                stage: {"at": outcome.at.isoformat(), "facts": outcome.facts}
+                for stage, outcome in self.outcomes.items()
+            },
+            "staged": {
+                stage: {name: [asdict(chunk) for chunk in chunks] for name, chunks in entities.items()}
+                for stage, entities in self.staged.items()
+            },
+        }
+        write_private(self.folder / "manifest.json", json.dumps(fields).encode())
+
+    def counts(self, stage: str) -> dict[str, dict[str, int]]:
+        """The accounting of a stage: for each entity `in`, `out`, `quarantined` and `filtered`."""
+        counts: dict[str, dict[str, int]] = self.outcomes[stage].facts[_STATS[stage]]["entities"]
+        return counts

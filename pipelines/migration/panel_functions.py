@@ -1,0 +1,85 @@
+"""What the legacy panel computes and its successor stores: status, expiry, derived credentials."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+import orjson
+import polars as pl
+import xxhash
+
+from pipelines.migration.transforms import Conversion, Settings, register_child_function, register_function
+
+_PROTOCOLS = {"VMESS": "VMess", "VLESS": "VLESS", "TROJAN": "Trojan", "SHADOWSOCKS": "Shadowsocks"}
+"""How the successor spells them: it reads no other spelling."""
+
+_CIPHER = "chacha20-ietf-poly1305"
+
+
+@register_function("panel_status")
+def panel_status(inputs: Sequence[pl.Expr], settings: Settings) -> pl.Expr:
+    """The status that the panel would show at the run's `now`.
+
+    Inputs: enabled, activated, expire_strategy, expire_date (naive UTC), data_limit, used_traffic.
+    """
+    enabled, activated, strategy, expire_date, data_limit, used = inputs
+    now = pl.lit(settings.now.replace(tzinfo=None)).cast(pl.Datetime("us"))
+    waiting = (strategy == "START_ON_FIRST_USE") & ~activated
+    expired = (strategy != "NEVER") & (expire_date <= now)
+    limited = (data_limit > 0) & (used >= data_limit)
+    return (
+        pl.when(~enabled)
+        .then(pl.lit("disabled"))
+        .when(waiting)
+        .then(pl.lit("on_hold"))
+        .when(expired)
+        .then(pl.lit("expired"))
+        .when(limited)
+        .then(pl.lit("limited"))
+        .otherwise(pl.lit("active"))
+    )
+
+
+@register_function("panel_expiry")
+def panel_expiry(inputs: Sequence[pl.Expr], _: Settings) -> pl.Expr:
+    """The expiry date, which means nothing while the strategy is NEVER. Inputs: strategy, date."""
+    strategy, expire_date = inputs
+    return pl.when(strategy != "NEVER").then(expire_date)
+
+
+@register_child_function("derived_credentials", conversions=(Conversion("uuid", "panel key", "dashed"),))
+def derived_credentials(frame: pl.DataFrame, settings: Settings) -> pl.DataFrame:
+    """One proxy for each protocol of a user. Sources: key (32 hex digits), protocols (comma-joined).
+
+    The panel hashes the key with XXH128 (`auth_algorithm: xxh128`) or takes it as it is (`plain`): the
+    bytes are the UUID, the hex digits the password. A protocol that is none becomes null.
+    """
+    algorithm = settings.params.get("auth_algorithm")
+    if algorithm not in ("xxh128", "plain"):
+        raise ValueError("auth_algorithm must be xxh128 or plain")
+    digits = [_digits(key, algorithm) for key in frame["key"]]
+    made = (
+        frame.select(
+            "_record", pl.Series("digits", digits, dtype=pl.String), pl.col("protocols").str.split(",")
+        )
+        .explode("protocols")
+        .filter(pl.col("protocols").is_not_null() & pl.col("digits").is_not_null())
+    )
+    types = made["protocols"].replace_strict(_PROTOCOLS, default=None, return_dtype=pl.String)
+    settings_json = [_settings(kind, digits) for kind, digits in zip(types, made["digits"], strict=True)]
+    return made.select("_record", types.alias("type"), pl.Series("settings", settings_json, dtype=pl.String))
+
+
+def _digits(key: str | None, algorithm: str) -> str | None:
+    if key is None:
+        return None
+    return xxhash.xxh128(key.encode()).hexdigest() if algorithm == "xxh128" else key
+
+
+def _settings(kind: str | None, digits: str) -> str:
+    if kind in ("VMess", "VLESS"):
+        identity = str(uuid.UUID(hex=digits)) if len(digits) == 32 else digits
+        return orjson.dumps({"id": identity} | ({"flow": ""} if kind == "VLESS" else {})).decode()
+    extra = {"flow": ""} if kind == "Trojan" else {"method": _CIPHER}
+    return orjson.dumps({"password": digits} | extra).decode()

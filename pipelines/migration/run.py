@@ -1,0 +1,218 @@
+"""Migration: one run of a mapping, a method for each stage, resumable under its migration_id.
+
+A run's state is durable: its identity, lease, loaded chunks and undo rows in the target's `mig_*` tables,
+its stages and staged files in `work_dir`. So every method may be called on an object of its own, in
+another process, any number of times: a stage that is done announces its event again, which the store
+ignores, and returns the outcome it had. After `kill -9`, `run()` under the same migration_id goes on at
+the first stage, or loaded chunk, that is not done.
+
+    running ──> completed ──> rolling_back ──> rolled_back
+       └──> failed ──(start again)──> running
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Mapping as Dict
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pipelines.migration.announce import EventLog
+from pipelines.migration.chunks import remove_stage
+from pipelines.migration.complete import complete
+from pipelines.migration.context import Progress, Reporter, RunContext
+from pipelines.migration.errors import MigrationError
+from pipelines.migration.extract import extract
+from pipelines.migration.load import load
+from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.mapping import Mapping
+from pipelines.migration.records import quarantined_events
+from pipelines.migration.rollback import rollback
+from pipelines.migration.schemacheck import check_schema, refuse_blockers
+from pipelines.migration.session import Session
+from pipelines.migration.source import open_source
+from pipelines.migration.transform import transform
+from pipelines.migration.validate import refuse_excess, validate
+from pipelines.migration.verify import verify
+
+Work = Callable[[RunContext], Awaitable[StageOutcome]]
+"""What a stage does when it is not done yet."""
+
+
+class Migration:
+    """One run. Errors of every method: MigrationError and what the event store raises.
+
+    `secret` keys the hashes that stand for secret values in events. `metadata` goes onto every event of
+    the run; of a resumed run's metadata only the reserved keys (`dagster_run_id` …) count. `on_progress`
+    is called from worker threads.
+    """
+
+    def __init__(
+        self,
+        mapping: Mapping | Path,
+        *,
+        source_url: str,
+        target_url: str,
+        store: EventLog,
+        work_dir: Path,
+        migration_id: str,
+        secret: str,
+        metadata: Dict[str, Any] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.migration_id = migration_id
+        self._session = Session(
+            mapping=mapping,
+            source_url=source_url,
+            target_url=target_url,
+            store=store,
+            folder=work_dir / quote(migration_id, safe=""),
+            migration_id=migration_id,
+            secret=secret,
+            metadata=dict(metadata or {}),
+            reporter=Reporter(on_progress),
+        )
+
+    async def run(self) -> StageOutcome:
+        """Do all stages, or those that are left, and return the outcome of the last.
+
+        A MigrationError is announced by `fail` and raised; whatever else stops it is a crash, which
+        announces nothing and leaves the run to be resumed.
+        """
+        try:
+            await self.start()
+            await self.check_schema()
+            await self.extract()
+            await self.transform()
+            await self.validate()
+            await self.load()
+            await self.verify()
+            return await self.complete()
+        except MigrationError as error:
+            await self.fail(error)
+            raise
+
+    async def start(self) -> StageOutcome:
+        """Check everything that can be checked without writing, take hold of the target, and begin.
+
+        Raises MappingError, SourceError, TargetError, TargetNotEmptyError or TargetBusyError for a new
+        run, and then nothing was written anywhere. Starting again resumes.
+        """
+        await asyncio.to_thread(self._session.prepare)
+        async with self._open() as run:
+            outcome = await asyncio.to_thread(self._session.begin, run)
+            await run.announcer.stage(outcome)
+            return outcome
+
+    async def check_schema(self) -> StageOutcome:
+        """Compare the schemas. Raises SchemaIncompatibleError after the event that says why."""
+
+        async def work(run: RunContext) -> StageOutcome:
+            run.require("schema", needs="start")
+            return await asyncio.to_thread(check_schema, run)
+
+        async with self._stage("schema", work) as (run, outcome):
+            await run.announcer.stage(outcome)
+            refuse_blockers(outcome)
+            return outcome
+
+    async def extract(self) -> StageOutcome:
+        """Stage the whole source from one snapshot. Raises SourceError; a failed attempt begins anew."""
+
+        async def work(run: RunContext) -> StageOutcome:
+            run.require("extract", needs="schema")
+            return await asyncio.to_thread(extract, run, open_source(self._session.source_url))
+
+        async with self._stage("extract", work) as (run, outcome):
+            await run.announcer.stage(outcome)
+            return outcome
+
+    async def transform(self) -> StageOutcome:
+        """Bring the staged rows into the target's form."""
+
+        async def work(run: RunContext) -> StageOutcome:
+            return await asyncio.to_thread(transform, run)
+
+        async with self._stage("transform", work) as (run, outcome):
+            await run.announcer.append(run.announcer.conversions(outcome))
+            await run.announcer.stage(outcome)
+            return outcome
+
+    async def validate(self) -> StageOutcome:
+        """Part valid records from broken ones. Raises ThresholdExceededError after their events."""
+
+        async def work(run: RunContext) -> StageOutcome:
+            return await asyncio.to_thread(validate, run)
+
+        async with self._stage("validate", work) as (run, outcome):
+            for name, entity in run.plan.entities.items():
+                for chunk in run.staged("quarantine", name):
+                    violations = await asyncio.to_thread(run.read, chunk)
+                    await run.announcer.append(quarantined_events(run, entity, violations, outcome.at))
+            await run.announcer.stage(outcome)
+            refuse_excess(run, outcome)
+            return outcome
+
+    async def load(self) -> StageOutcome:
+        """Write the valid records and their events, chunk by chunk. Raises TargetError, resumable or not."""
+        async with self._stage("load", load) as (run, outcome):
+            await run.announcer.stage(outcome)
+            return outcome
+
+    async def verify(self) -> StageOutcome:
+        """Compare the target with what was migrated, anew each time; differences are facts, not errors."""
+        async with self._open() as run:
+            run.require("verify", needs="load")
+            return await asyncio.to_thread(verify, run)
+
+    async def complete(self) -> StageOutcome:
+        """End the run well and remove its staged files.
+
+        Raises VerificationError unless the last verification found the target right.
+        """
+
+        async def work(run: RunContext) -> StageOutcome:
+            run.require("complete", needs="verify")
+            return await asyncio.to_thread(complete, run)
+
+        async with self._stage("complete", work) as (run, outcome):
+            await run.announcer.stage(outcome)
+            await asyncio.to_thread(run.set_status, "completed")
+            for stage in ("extract", "transform", "valid"):
+                remove_stage(run.folder, stage)
+            return outcome
+
+    async def fail(self, error: Exception) -> None:
+        """Announce that the run failed and let go of the target; nothing is undone.
+
+        A run that never began, or is over, announces nothing.
+        """
+        async with self._session.failing() as announcer:
+            if announcer is not None:
+                await announcer.failed(error)
+
+    async def rollback(self, reason: str) -> StageOutcome:
+        """Undo what the run wrote, or go on undoing it; facts say deleted, conflicts, residual_diff.
+
+        Records that others changed since are left alone and reported. Raises MigrationError when there
+        is nothing to undo any more.
+        """
+        async with self._open(undoing=True) as run:
+            return await rollback(run, reason=reason)
+
+    @asynccontextmanager
+    async def _stage(self, name: str, work: Work) -> AsyncIterator[tuple[RunContext, StageOutcome]]:
+        """The run and the outcome of a stage, which is worked out unless it is done."""
+        async with self._open() as run:
+            yield run, run.outcome(name) or await work(run)
+
+    @asynccontextmanager
+    async def _open(self, *, undoing: bool = False) -> AsyncIterator[RunContext]:
+        run = await asyncio.to_thread(self._session.context, undoing=undoing)
+        try:
+            yield run
+        finally:
+            run.target.close()

@@ -1,0 +1,185 @@
+"""Tables as the engine sees them, whatever database they stand in: reflected, never taken on trust."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import polars as pl
+import sqlalchemy as sa
+from sqlalchemy import types as sat
+from sqlalchemy.dialects import postgresql as pg
+
+Kind = Literal[
+    "integer",
+    "boolean",
+    "text",
+    "float",
+    "decimal",
+    "datetime",
+    "datetime_tz",
+    "date",
+    "uuid",
+    "json",
+    "binary",
+    "other",
+]
+
+_DTYPES: dict[str, pl.DataType] = {
+    "integer": pl.Int64(),
+    "boolean": pl.Boolean(),
+    "float": pl.Float64(),
+    "datetime": pl.Datetime("us"),
+    "datetime_tz": pl.Datetime("us", "UTC"),
+    "date": pl.Date(),
+    "binary": pl.Binary(),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `bounds` are inclusive; `values` are the only ones an enum takes."""
+
+    name: str
+    kind: Kind
+    type_name: str
+    nullable: bool = True
+    has_default: bool = False
+    max_length: int | None = None
+    bounds: tuple[int, int] | None = None
+    values: tuple[str, ...] | None = None
+    folds_case: bool = False
+
+    @property
+    def dtype(self) -> pl.DataType:
+        """The Polars type that its values are staged in; decimals, UUIDs and JSON are text."""
+        return _DTYPES.get(self.kind, pl.String())
+
+
+@dataclass(frozen=True)
+class Unique:
+    """Columns that are unique together; with `folds_case`, letters of either case are the same."""
+
+    columns: tuple[str, ...]
+    folds_case: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table; `key` is its primary key when that is one column."""
+
+    name: str
+    columns: dict[str, Column]
+    key: str | None
+    unique: tuple[Unique, ...] = ()
+
+    def describe(self) -> dict[str, str]:
+        """Column names and types, as an event states them."""
+        return {name: column.type_name for name, column in self.columns.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """A form that JSON holds and `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Table:
+        """The table that `to_json` wrote."""
+        columns = {name: _column_from_json(column) for name, column in fields["columns"].items()}
+        unique = tuple(Unique(tuple(item["columns"]), item["folds_case"]) for item in fields["unique"])
+        return cls(fields["name"], columns, fields["key"], unique)
+
+
+def reflect_tables(connection: sa.Connection, names: set[str]) -> dict[str, Table]:
+    """The named tables that exist, by name."""
+    inspector = sa.inspect(connection)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sa.exc.SAWarning)  # types and indexes of no matter to us
+        present = names & {*inspector.get_table_names(), *inspector.get_view_names()}
+        return {name: _reflect(inspector, name) for name in sorted(present)}
+
+
+def _reflect(inspector: sa.Inspector, name: str) -> Table:
+    key = inspector.get_pk_constraint(name)["constrained_columns"]
+    columns = {item["name"]: _column(item) for item in inspector.get_columns(name)}
+    folding = {column.name for column in columns.values() if column.folds_case}
+    unique = [tuple(item["column_names"]) for item in inspector.get_unique_constraints(name)]
+    found = {Unique(names, folds_case=bool(folding & {*names})) for names in unique}
+    for index in inspector.get_indexes(name, include_auto_indexes=True):  # SQLite's unique columns
+        if index["unique"]:
+            found |= _unique_index(dict(index), folding)
+    if key:
+        found.add(Unique(tuple(key), folds_case=bool(folding & {*key})))
+    ordered = tuple(sorted(found, key=lambda item: (item.columns, item.folds_case)))
+    return Table(name, columns, key[0] if len(key) == 1 else None, ordered)
+
+
+def _unique_index(index: dict[str, Any], folding: set[str]) -> set[Unique]:
+    """An index over columns, or over lower(column); a partial one binds too few rows to judge by."""
+    if index.get("dialect_options", {}).get("postgresql_where"):
+        return set()
+    expressions = index.get("expressions") or index["column_names"]
+    names, folds = [], False
+    for expression in expressions:
+        lowered = re.fullmatch(r'lower\(\(?"?(\w+)"?\)?(::[\w ]+)?\)', str(expression))
+        folds = folds or bool(lowered) or expression in folding
+        names.append(lowered.group(1) if lowered else str(expression))
+    return {Unique(tuple(names), folds_case=folds)}
+
+
+def _column(item: Any) -> Column:
+    kind = _kind(item["type"])
+    return Column(
+        name=item["name"],
+        kind=kind,
+        type_name=_type_name(item["type"]),
+        nullable=bool(item["nullable"]),
+        has_default=bool(item["default"] or item.get("identity") or item.get("computed")),
+        max_length=item["type"].length if kind == "text" and isinstance(item["type"], sat.String) else None,
+        bounds=_bounds(item["type"]),
+        values=tuple(item["type"].enums) if isinstance(item["type"], sat.Enum) else None,
+        folds_case=isinstance(item["type"], pg.CITEXT),
+    )
+
+
+def _kind(of: sat.TypeEngine[Any]) -> Kind:
+    if isinstance(of, sat.DateTime):
+        return "datetime_tz" if of.timezone else "datetime"
+    kinds: list[tuple[Any, Kind]] = [
+        (sat.Boolean, "boolean"),
+        (sat.Integer, "integer"),
+        (sat.Float, "float"),
+        (sat.Numeric, "decimal"),
+        (sat.Date, "date"),
+        (sat.Uuid, "uuid"),
+        (sat.JSON, "json"),
+        (sat.LargeBinary, "binary"),
+        (sat.String, "text"),
+    ]
+    return next((kind for cls, kind in kinds if isinstance(of, cls)), "other")
+
+
+def _bounds(of: sat.TypeEngine[Any]) -> tuple[int, int] | None:
+    if not isinstance(of, sat.Integer):
+        return None
+    bits = 16 if isinstance(of, sat.SmallInteger) else 64 if isinstance(of, sat.BigInteger) else 32
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _type_name(of: sat.TypeEngine[Any]) -> str:
+    if isinstance(of, sat.Enum):
+        return f"enum {of.name}" if of.name else "enum"
+    try:
+        name = str(of).lower()
+    except sa.exc.CompileError:
+        return type(of).__name__.lower()
+    return f"{name} with time zone" if isinstance(of, sat.DateTime) and of.timezone else name
+
+
+def _column_from_json(fields: Mapping[str, Any]) -> Column:
+    values = {**fields}
+    for name in ("bounds", "values"):
+        values[name] = tuple(values[name]) if values[name] is not None else None
+    return Column(**values)

@@ -1,0 +1,185 @@
+"""Session: how a run is found, begun and taken up again, from what is kept of it.
+
+The target's `mig_run` row says what the run is; the manifest in its folder says how far it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from pipelines.migration.announce import Announcer, EventLog
+from pipelines.migration.context import Reporter, RunContext
+from pipelines.migration.errors import MigrationError, StagedDataError, StageOrderError
+from pipelines.migration.load import refuse_filled_tables
+from pipelines.migration.manifest import Manifest, StageOutcome
+from pipelines.migration.mapping import Mapping, load_mapping
+from pipelines.migration.masking import Masker
+from pipelines.migration.plan import compile_plan, tables_of
+from pipelines.migration.schema import Table
+from pipelines.migration.source import open_source
+from pipelines.migration.target import Target, open_target
+from pipelines.migration.worktables import (
+    RunRow,
+    create_work_tables,
+    find_run,
+    insert_run,
+    refuse_other_holder,
+    update_run,
+)
+
+
+@dataclass
+class Session:
+    """What the caller said of a run."""
+
+    mapping: Mapping | Path
+    source_url: str
+    target_url: str
+    store: EventLog
+    folder: Path
+    migration_id: str
+    secret: str
+    metadata: dict[str, Any]
+    reporter: Reporter
+
+    def prepare(self) -> None:
+        """Create the run, or take it up: after it the run is there, and holds the target."""
+        mapping = self._load_mapping()
+        with self._target() as target:
+            row, manifest = self._find(target), Manifest.load(self.folder)
+            if row is None:
+                self._create(target, mapping)
+                return
+            _refuse_unfit(row, mapping)
+            if manifest is None:
+                if row.stage != "start":
+                    raise self._no_files()
+                Manifest(self.folder, self._source_tables(mapping)).save()
+            if row.status in ("running", "failed"):
+                self._take_up(target)
+
+    def _create(self, target: Target, mapping: Mapping) -> None:
+        """Check everything first, then write: the work tables, the run, its manifest."""
+        sources = self._source_tables(mapping)
+        started_at = datetime.now(UTC).replace(microsecond=0)
+        plan = compile_plan(mapping, sources, target.tables(tables_of(mapping)[1]), started_at)
+        with target.transaction() as transaction:
+            transaction.lock()
+            refuse_other_holder(transaction.connection, self.migration_id)
+            refuse_filled_tables(transaction, plan)
+            create_work_tables(transaction.connection)
+            insert_run(transaction.connection, self._new_row(mapping, started_at))
+        Manifest(self.folder, sources).save()
+
+    def _take_up(self, target: Target) -> None:
+        with target.transaction() as transaction:
+            transaction.lock()
+            refuse_other_holder(transaction.connection, self.migration_id)
+            update_run(transaction.connection, self.migration_id, status="running")
+
+    def begin(self, run: RunContext) -> StageOutcome:
+        """The outcome of the start, as it was or new: which databases, under which mapping."""
+        begun = run.outcome("start")
+        if begun is not None:
+            return begun
+        facts = {
+            "source_config": open_source(self.source_url).describe(),
+            "target_config": run.target.describe(),
+            "mapping_sha256": run.row.mapping_sha256,
+            "mode": "run",
+            "started_at": run.row.started_at.isoformat(),
+        }
+        return run.finish("start", facts, at=run.row.started_at)
+
+    def context(self, *, undoing: bool = False) -> RunContext:
+        """The run as it is kept; the caller closes its target. To undo it, no staged file is needed.
+
+        Raises StageOrderError before `prepare`, MigrationError for another mapping or a run rolled back.
+        """
+        mapping = self._load_mapping()
+        target = open_target(self.target_url)
+        row, manifest = self._find(target), Manifest.load(self.folder)
+        if row is None:
+            raise StageOrderError("this", needs="start")
+        _refuse_unfit(row, mapping, undoing=undoing)
+        if manifest is None:
+            if not undoing:
+                raise self._no_files()
+            manifest = Manifest(self.folder, self._source_tables(mapping))
+        plan = compile_plan(
+            mapping, manifest.source_tables, target.tables(tables_of(mapping)[1]), row.started_at
+        )
+        return RunContext(
+            row=row,
+            plan=plan,
+            target=target,
+            manifest=manifest,
+            announcer=Announcer(self.store, row, self.metadata),
+            masker=Masker(self.secret, self.migration_id),
+            reporter=self.reporter,
+        )
+
+    @asynccontextmanager
+    async def failing(self) -> AsyncIterator[Announcer | None]:
+        """The announcer of a running run, which then is failed; None when there is none."""
+        row = await asyncio.to_thread(self._running)
+        if row is None:
+            yield None
+            return
+        yield Announcer(self.store, row, self.metadata)
+        await asyncio.to_thread(self._let_go)
+
+    def _running(self) -> RunRow | None:
+        try:
+            with self._target() as target:
+                row = self._find(target)
+        except MigrationError:
+            return None  # a target that cannot be reached knows of no run that could fail
+        return row if row is not None and row.status == "running" else None
+
+    def _let_go(self) -> None:
+        with self._target() as target, target.transaction() as transaction:
+            update_run(transaction.connection, self.migration_id, holds=False, status="failed")
+
+    def _new_row(self, mapping: Mapping, started_at: datetime) -> RunRow:
+        row = RunRow(
+            self.migration_id, mapping.sha256, "running", "start", started_at, UUID(int=0), self.metadata
+        )
+        return replace(row, correlation_id=Announcer(self.store, row, {}).event_id("correlation"))
+
+    def _load_mapping(self) -> Mapping:
+        if isinstance(self.mapping, Path):
+            self.mapping = load_mapping(self.mapping)
+        return self.mapping
+
+    def _source_tables(self, mapping: Mapping) -> dict[str, Table]:
+        return open_source(self.source_url).tables(tables_of(mapping)[0])
+
+    def _find(self, target: Target) -> RunRow | None:
+        with target.transaction() as transaction:
+            return find_run(transaction.connection, self.migration_id)
+
+    def _no_files(self) -> StagedDataError:
+        return StagedDataError(f"the staged files of {self.migration_id!r} are not in this work directory")
+
+    @contextmanager
+    def _target(self) -> Iterator[Target]:
+        target = open_target(self.target_url)
+        try:
+            yield target
+        finally:
+            target.close()
+
+
+def _refuse_unfit(row: RunRow, mapping: Mapping, *, undoing: bool = False) -> None:
+    if row.mapping_sha256 != mapping.sha256:
+        raise MigrationError(f"migration {row.migration_id!r} began under another mapping", stage="start")
+    if row.status in ("rolling_back", "rolled_back") and not undoing:
+        raise MigrationError(f"migration {row.migration_id!r} was rolled back; take a new id", stage="start")

@@ -1,0 +1,59 @@
+"""Sources: what the engine reads from, in one consistent snapshot, as frames of typed columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import polars as pl
+import sqlalchemy as sa
+
+from pipelines.migration.errors import SourceError
+from pipelines.migration.schema import Table
+
+
+class Snapshot(Protocol):
+    """One consistent view of the source: every read sees the same moment."""
+
+    def count(self, table: str) -> int:
+        """The number of rows."""
+
+    def chunks(
+        self, table: Table, *, key: str, columns: tuple[str, ...], rows: int
+    ) -> Iterator[pl.DataFrame]:
+        """All rows in key order, at most `rows` in a frame, with one more column `_ill_typed`: the
+        names, joined by commas, of the columns whose value was not of their type and became null."""
+
+
+class Source(Protocol):
+    """A database to migrate from; it is never written to."""
+
+    def describe(self) -> dict[str, str]:
+        """Kind and database name, as events state them: no host, no user, no password."""
+
+    def tables(self, names: set[str]) -> dict[str, Table]:
+        """Those of the named tables that exist. Raises SourceError when it cannot be read."""
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Open a snapshot; leaving it closes every connection."""
+
+
+def open_source(url: str) -> Source:
+    """The source of a URL; nothing is connected yet.
+
+    Raises SourceError for a malformed URL, an unknown kind of database, or a file that is not there.
+    """
+    from pipelines.migration.sqlite import SqliteSource
+
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise SourceError(
+            "the source is not a database URL such as sqlite:///legacy.db", stage="start"
+        ) from None
+    if parsed.get_backend_name() != "sqlite":
+        kind = parsed.get_backend_name()
+        raise SourceError(f"sources of kind {kind!r} are not supported in this version", stage="start")
+    return SqliteSource(Path(parsed.database or ""))

@@ -1,0 +1,230 @@
+"""Validate: every record against its rules; the broken ones go to quarantine, with their children.
+
+First each row by itself (types, transforms, rules, the target's own limits), then references to
+parents that were quarantined or never were, then uniqueness among what is left, under the target's
+collation: of records that share a value none is taken, for nobody can tell whose it is. A message
+never holds the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+import polars.selectors as cs
+
+from pipelines.migration.chunks import Chunk, remove_stage
+from pipelines.migration.context import RunContext, check_accounting
+from pipelines.migration.errors import ThresholdExceededError
+from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.plan import Check, EntityPlan
+from pipelines.migration.rules import broken_mask, rule_message
+from pipelines.migration.schema import Unique
+
+_SAMPLES = 20
+_INNER = cs.by_name("_ill_typed", "_failed") | cs.starts_with("_there:")
+_VIOLATIONS = {
+    "_key": pl.String,
+    "stage": pl.String,
+    "rule": pl.String,
+    "column": pl.String,
+    "message": pl.String,
+}
+Parents = dict[str, pl.DataFrame]
+
+
+def validate(run: RunContext) -> StageOutcome:
+    """Part every entity's records into valid and quarantined ones."""
+    run.require("validate", needs="transform")
+    for stage in ("valid", "quarantine"):
+        remove_stage(run.folder, stage)
+        run.begin_stage(stage)
+    parents: Parents = {}
+    counts, errors = {}, []
+    for name, entity in run.plan.entities.items():
+        judged = _Judgement(run, entity, parents)
+        judged.judge()
+        counts[name] = judged.stage_valid()
+        errors += judged.grouped_errors()
+    check_accounting("validate", counts)
+    facts: dict[str, Any] = {
+        "total_records": sum(count["in"] for count in counts.values()),
+        "valid_records": sum(count["out"] for count in counts.values()),
+        "invalid_records": sum(count["quarantined"] for count in counts.values()),
+        "validation_errors": errors,
+        "validation_stats": {"entities": counts},
+    }
+    return run.finish("validate", facts)
+
+
+def refuse_excess(run: RunContext, outcome: StageOutcome) -> None:
+    """Raise ThresholdExceededError when an entity has more in quarantine than the mapping allows."""
+    allowed = run.plan.mapping.thresholds.max_quarantine_ratio
+    for entity, count in outcome.facts["validation_stats"]["entities"].items():
+        ratio = count["quarantined"] / count["in"] if count["in"] else 0.0
+        if ratio > allowed:
+            raise ThresholdExceededError(entity, ratio=ratio, allowed=allowed)
+
+
+@dataclass
+class _Judgement:
+    """One entity under judgement: what is wrong with which records of which chunk."""
+
+    run: RunContext
+    entity: EntityPlan
+    parents: Parents
+    found: list[pl.DataFrame] = field(default_factory=list)
+    accepted: list[pl.DataFrame] = field(default_factory=list)
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        return self.run.staged("transform", self.entity.name)
+
+    def judge(self) -> None:
+        """Find all violations: row by row, then across rows."""
+        compared = sorted({name for unique in self.entity.unique for name in unique.columns})
+        for chunk in self.chunks:
+            frame = self._with_references(self.run.read(chunk))
+            violations = _long_form(frame, [*self._row_checks(frame), *self._reference_checks()])
+            violations = pl.concat([violations, *self._child_violations(chunk, frame)])
+            self.found.append(violations)
+            good = frame.join(violations.select("_key"), on="_key", how="anti")
+            values = [pl.col(f"t:{name}") for name in compared]
+            self.accepted.append(good.select("_key", *values, pl.lit(chunk.number).alias("_chunk")))
+        self._judge_across()
+
+    def stage_valid(self) -> dict[str, int]:
+        """Write the valid records, their children and the quarantine of each chunk."""
+        run, name, keys = self.run, self.entity.name, []
+        children = dict.fromkeys(self.entity.children, 1)
+        for stage, names in (("valid", [name, *(f"{name}.{c}" for c in children)]), ("quarantine", [name])):
+            run.manifest.staged[stage] |= {item: [] for item in names}
+        total, done, quarantined = sum(chunk.rows for chunk in self.chunks), 0, 0
+        for chunk, violations in zip(self.chunks, self.found, strict=True):
+            frame = self._with_references(run.read(chunk))
+            valid = frame.join(violations.select("_key"), on="_key", how="anti", maintain_order="left")
+            run.write("valid", name, chunk.number, valid.drop(_INNER))
+            run.write("quarantine", name, chunk.number, violations)
+            self._stage_children(chunk, valid, children)
+            accepted = pl.col("_key").is_in(valid["_key"].implode())
+            keys.append(frame.select("_key", pl.when(accepted).then("_record").alias("_record")))
+            done, quarantined = done + chunk.rows, quarantined + chunk.rows - valid.height
+            run.progress("validate", name, done, total)
+        self.parents[name] = (
+            pl.concat(keys) if keys else pl.DataFrame(schema={"_key": pl.String, "_record": pl.Int64})
+        )
+        return {"in": total, "out": total - quarantined, "quarantined": quarantined, "filtered": 0}
+
+    def grouped_errors(self) -> list[dict[str, Any]]:
+        """The violations by rule: how many, and the keys of the first twenty."""
+        if not self.found:
+            return []
+        grouped = pl.concat(self.found).group_by("stage", "rule", "column", "message", maintain_order=True)
+        counted = grouped.agg(pl.len().alias("count"), pl.col("_key").head(_SAMPLES).alias("samples"))
+        return [{"entity": self.entity.name, **row} for row in counted.to_dicts()]
+
+    def _with_references(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """References as the new keys of the parents that were accepted; null where there is none."""
+        for name, spec in self.entity.fields.items():
+            if spec.ref is None:
+                continue
+            lookup = self.parents[spec.ref].rename({"_key": "_ref", "_record": "_new"})
+            lookup = lookup.with_columns(pl.lit(value=True).alias(f"_there:{name}"))
+            joined = frame.with_columns(pl.col(f"s:{spec.sources[0]}").cast(pl.String).alias("_ref")).join(
+                lookup, on="_ref", how="left", maintain_order="left"
+            )
+            frame = joined.with_columns(pl.col("_new").alias(f"t:{name}")).drop("_ref", "_new")
+        return frame
+
+    def _row_checks(self, frame: pl.DataFrame) -> Iterator[tuple[str, Check]]:
+        for name in self.entity.columns:
+            column = self.entity.source.columns[name]
+            ill = pl.col("_ill_typed").str.split(",").list.contains(name).fill_null(value=False)
+            yield "extract", Check("type", name, f"is not of the column's type {column.type_name}", ill)
+        for name, dtype in frame.schema.items():
+            implied = {pl.String(): "no_nul", pl.Float64(): "finite"}.get(dtype)
+            if name.startswith("s:") and implied:
+                broken = broken_mask(implied, None, pl.col(name))
+                yield "extract", Check(implied, name[2:], rule_message(implied, None), broken)
+        failures = [check for spec in self.entity.fields.values() for check in spec.failures]
+        for number, check in enumerate(failures):
+            failed = pl.col("_failed").list.contains(number)
+            yield "transform", Check(check.rule, check.column, check.message, failed)
+        yield from (("validate", check) for spec in self.entity.fields.values() for check in spec.checks)
+        yield from (("validate", check) for child in self.entity.children.values() for check in child.checks)
+
+    def _reference_checks(self) -> Iterator[tuple[str, Check]]:
+        for name, spec in self.entity.fields.items():
+            if spec.ref is not None and spec.on_missing == "quarantine":
+                missing = pl.col(f"s:{spec.sources[0]}").is_not_null() & pl.col(f"t:{name}").is_null()
+                known = pl.col(f"_there:{name}").fill_null(value=False)
+                message = f"refers to a record of {spec.ref} that is not there"
+                yield "validate", Check("reference", name, message, missing & ~known)
+                message = f"refers to a record of {spec.ref} that is in quarantine"
+                yield "validate", Check("parent", name, message, missing & known)
+
+    def _child_violations(self, chunk: Chunk, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        """What the target's columns say against a record's children counts against the record."""
+        for child in self.entity.children.values():
+            made = self.run.read(
+                self.run.staged("transform", f"{self.entity.name}.{child.name}")[chunk.number]
+            )
+            keyed = made.join(
+                frame.select("_key", "_record"), on="_record", how="inner", maintain_order="left"
+            )
+            checks = [("validate", check) for check in child.target_checks(made.columns)]
+            yield _long_form(keyed, checks).unique(maintain_order=True)
+
+    def _judge_across(self) -> None:
+        if not self.accepted:
+            return
+        rows = pl.concat(self.accepted)
+        checks = [(_shared(unique), unique.columns) for unique in self.entity.unique]
+        checks.append((pl.len().over("_key") > 1, ("_key",)))
+        for broken, columns in checks:
+            column = self.entity.mapping.key if columns == ("_key",) else ", ".join(columns)
+            check = Check("unique", column, rule_message("unique", None), broken.fill_null(value=False))
+            for number, violations in enumerate(_by_chunk(rows, check, len(self.found))):
+                self.found[number] = pl.concat([self.found[number], violations])
+
+    def _stage_children(self, chunk: Chunk, valid: pl.DataFrame, next_key: dict[str, int]) -> None:
+        for name in self.entity.children:
+            made = self.run.read(self.run.staged("transform", f"{self.entity.name}.{name}")[chunk.number])
+            kept = made.join(valid.select("_record"), on="_record", how="semi", maintain_order="left")
+            numbers = pl.int_range(next_key[name], next_key[name] + kept.height, dtype=pl.Int64)
+            self.run.write(
+                "valid",
+                f"{self.entity.name}.{name}",
+                chunk.number,
+                kept.with_columns(numbers.alias("_child")),
+            )
+            next_key[name] += kept.height
+
+
+def _shared(unique: Unique) -> pl.Expr:
+    """True where the values, none of them null, stand in more than one row."""
+    values = [pl.col(f"t:{name}") for name in unique.columns]
+    compared = [value.str.to_lowercase() for value in values] if unique.folds_case else values
+    return (pl.len().over(compared) > 1) & pl.all_horizontal(value.is_not_null() for value in values)
+
+
+def _long_form(frame: pl.DataFrame, checks: list[tuple[str, Check]]) -> pl.DataFrame:
+    """One row a violation; all masks are computed together, in one pass."""
+    masks = frame.select(check.broken.alias(str(number)) for number, (_, check) in enumerate(checks))
+    found = [pl.DataFrame(schema=_VIOLATIONS)]
+    for number, (stage, check) in enumerate(checks):
+        broken = masks[str(number)]
+        if broken.any():
+            texts = {"stage": stage, "rule": check.rule, "column": check.column, "message": check.message}
+            keys = frame.filter(broken).select("_key")
+            found.append(keys.with_columns(pl.lit(text).alias(name) for name, text in texts.items()))
+    return pl.concat(found)
+
+
+def _by_chunk(rows: pl.DataFrame, check: Check, chunks: int) -> Iterator[pl.DataFrame]:
+    broken = rows.with_columns(check.broken.alias("_broken")).filter("_broken")
+    always = Check(check.rule, check.column, check.message, pl.col("_broken"))
+    for number in range(chunks):
+        yield _long_form(broken.filter(pl.col("_chunk") == number), [("validate", always)])

@@ -1,0 +1,182 @@
+"""The stages of a migration as ops, and its undoing.
+
+A stage that fails has emitted MIGRATION_FAILED. Under `keep` its op fails, and "Re-execute from failure"
+resumes there. Under `rollback` it yields `failed` instead, which is what makes the op `compensate` run:
+Dagster runs nothing after a step that failed. The run fails either way.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import dagster as dg
+
+from eventsourcing.errors import EventSourcingError
+from eventsourcing.events import EventType
+from eventsourcing.query import EventQuery
+from pipelines.config import MigrateConfig, OnFailure, RollbackConfig
+from pipelines.migration.context import Progress
+from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.run import Migration
+from pipelines.ops.reports import stage_metadata
+from pipelines.requests import MigrationRequests
+from pipelines.watch import Watch
+from resources.databases import DatabasesResource
+from resources.eventing import EventingResource
+from resources.workspace import WorkspaceResource
+
+MAX_RETRIES = 3
+"""How often a stage is tried again after an error that may pass; every stage can be repeated."""
+
+Stage = Callable[[Migration], Awaitable[StageOutcome]]
+
+
+def migration_id_of(context: dg.OpExecutionContext, config: MigrateConfig) -> str:
+    """The id asked for, else one of the run; a re-execution has the id of the run it repeats."""
+    run = context.run
+    return config.migration_id or f"migration-{(run.root_run_id or run.run_id).replace('-', '')[:12]}"
+
+
+def stage_op(name: str, stage: Stage, description: str, *, first: bool = False) -> dg.OpDefinition:
+    """The op of one stage; all but the first wait for the stage before."""
+
+    @dg.op(
+        name=name,
+        description=description,
+        ins={} if first else {"after": dg.In(dg.Nothing)},
+        out={
+            "done": dg.Out(dg.Nothing, is_required=False),
+            "failed": dg.Out(dg.Nothing, is_required=False),
+        },
+        tags={"kind": "migration"},
+    )
+    async def run_stage(  # type: ignore[no-untyped-def]  # Dagster misreads the type of an async generator
+        context: dg.OpExecutionContext,
+        config: MigrateConfig,
+        eventing: EventingResource,
+        databases: DatabasesResource,
+        workspace: WorkspaceResource,
+    ):
+        migration_id = migration_id_of(context, config)
+        if first:
+            await MigrationRequests(eventing.store.storage).keep(migration_id, config)
+        migration = _migration(context, config, migration_id, eventing, databases, workspace)
+        try:
+            if context.run.parent_run_id is not None:
+                await migration.start()  # re-executed from a later stage: take the target up again
+            outcome = await stage(migration)
+        except EventSourcingError as error:
+            await _failed(context, config, migration, error)
+            yield dg.Output(None, "failed", metadata={"error": dg.MetadataValue.text(str(error))})
+            return
+        if first:
+            await _link(context, migration_id, eventing)
+        yield dg.Output(None, "done", metadata=stage_metadata(outcome))
+
+    return run_stage
+
+
+start = stage_op(
+    "start",
+    Migration.start,
+    "Take the target and say that the migration began: MIGRATION_STARTED.",
+    first=True,
+)
+check_schema = stage_op(
+    "check_schema", Migration.check_schema, "Compare both schemas: SCHEMA_COMPATIBILITY_CHECKED."
+)
+extract = stage_op("extract", Migration.extract, "Stage the source from one snapshot: DATA_EXTRACTED.")
+transform = stage_op("transform", Migration.transform, "Bring it into the target's form: DATA_TRANSFORMED.")
+validate = stage_op("validate", Migration.validate, "Set aside what breaks a rule: DATA_VALIDATED.")
+load = stage_op("load", Migration.load, "Write the target, an event a record: DATA_IMPORTED.")
+verify = stage_op("verify", Migration.verify, "Compare the target with what was migrated.")
+complete = stage_op("complete", Migration.complete, "Close a migration that verified: MIGRATION_COMPLETED.")
+
+
+@dg.op(ins={"failures": dg.In(dg.Nothing)}, tags={"kind": "migration"})
+async def compensate(
+    context: dg.OpExecutionContext,
+    config: MigrateConfig,
+    eventing: EventingResource,
+    databases: DatabasesResource,
+    workspace: WorkspaceResource,
+) -> None:
+    """Undo the migration whose stage failed, then fail the run."""
+    migration_id = migration_id_of(context, config)
+    migration = _migration(context, config, migration_id, eventing, databases, workspace)
+    reason = await _failure_of(migration_id, eventing)
+    outcome = await migration.rollback(f"a stage failed: {reason}")
+    raise dg.Failure(f"{reason}; rolled back", metadata=stage_metadata(outcome), allow_retries=False)
+
+
+@dg.op(tags={"kind": "migration"})
+async def roll_back(
+    context: dg.OpExecutionContext,
+    config: RollbackConfig,
+    eventing: EventingResource,
+    databases: DatabasesResource,
+    workspace: WorkspaceResource,
+) -> None:
+    """Undo a migration, row by row: ROLLBACK_INITIATED to ROLLBACK_COMPLETED."""
+    try:
+        request = await MigrationRequests(eventing.store.storage).get(config.migration_id)
+        migration = _migration(context, request, config.migration_id, eventing, databases, workspace)
+        outcome = await migration.rollback(config.reason)
+    except EventSourcingError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    await _link(context, config.migration_id, eventing)
+    context.add_output_metadata(stage_metadata(outcome))
+
+
+def _migration(
+    context: dg.OpExecutionContext,
+    config: MigrateConfig,
+    migration_id: str,
+    eventing: EventingResource,
+    databases: DatabasesResource,
+    workspace: WorkspaceResource,
+) -> Migration:
+    watch = Watch(context)
+
+    def on_progress(progress: Progress) -> None:
+        watch.check()
+        watch.say(f"{progress.stage} {progress.entity}: {progress.done} of {progress.total}")
+
+    return Migration(
+        workspace.mapping(config.mapping),
+        source_url=databases.source_url(config.source),
+        target_url=databases.target_url(config.target),
+        store=eventing.store,
+        work_dir=workspace.folder(),
+        migration_id=migration_id,
+        secret=workspace.secret(),
+        metadata={"dagster_run_id": context.run_id},
+        on_progress=on_progress,
+    )
+
+
+async def _failed(
+    context: dg.OpExecutionContext, config: MigrateConfig, migration: Migration, error: EventSourcingError
+) -> None:
+    """Record the failure; raise it under `keep`, or while a retry may help."""
+    if error.retryable and context.retry_number < MAX_RETRIES:
+        raise dg.RetryRequested(MAX_RETRIES, seconds_to_wait=2**context.retry_number) from error
+    await migration.fail(error)
+    if config.on_failure is OnFailure.KEEP:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    context.log.error(str(error))
+
+
+async def _failure_of(migration_id: str, eventing: EventingResource) -> str:
+    query = EventQuery(
+        aggregate_id=migration_id, event_types=(EventType.MIGRATION_FAILED,), limit=1, backwards=True
+    )
+    async for event in eventing.store.read(query):
+        return str(event.data["error_message"])
+    return "no failure recorded"
+
+
+async def _link(context: dg.OpExecutionContext, migration_id: str, eventing: EventingResource) -> None:
+    """Tag the run with the migration that it runs; its events carry the run's id."""
+    tags = {"migration_id": migration_id}
+    async for event in eventing.store.read(EventQuery(aggregate_id=migration_id, limit=1)):
+        tags["correlation_id"] = str(event.correlation_id or event.event_id)
+    context.instance.add_run_tags(context.run_id, tags)

@@ -1,0 +1,102 @@
+"""Replay, snapshot and sequence validation as ops. Their results are rows of ours, copied to the run."""
+
+from collections.abc import Awaitable
+from typing import Any
+
+import dagster as dg
+from pydantic import ValidationError
+
+from eventsourcing.errors import EventSourcingError, InvalidEventError
+from eventsourcing.replay import EventReplay, require_events
+from eventsourcing.replays import ReplayJournal, ReplayRequest, run_replay
+from pipelines.config import ReplayConfig, SequenceConfig, SnapshotConfig
+from pipelines.ops.reports import result_metadata, value_metadata
+from pipelines.watch import Watch
+from resources.eventing import EventingResource
+from resources.results import JobResults
+
+
+@dg.op(tags={"kind": "replay"})
+async def replay_events(
+    context: dg.OpExecutionContext, config: ReplayConfig, eventing: EventingResource
+) -> None:
+    """Run stored events through the handlers again, into states of their own."""
+    watch = Watch(context)
+
+    async def should_stop() -> bool:
+        return watch.stopping()
+
+    def on_progress(row: dict[str, Any]) -> None:
+        watch.say(f"{row['processed_events']} events, {row['progress']:.1f} %, {row['rate']:.0f} events/s")
+
+    journal = ReplayJournal(eventing.store.storage)
+    try:
+        replay_id = config.replay_id or await journal.create(_request(config))
+        context.instance.add_run_tags(context.run_id, {"replay_id": replay_id})
+        await journal.update(replay_id, dagster_run_id=context.run_id)
+        row = await run_replay(eventing.store, replay_id, should_stop=should_stop, on_progress=on_progress)
+    except EventSourcingError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    report_replay(context, row)
+
+
+def report_replay(context: dg.OpExecutionContext, row: dict[str, Any]) -> None:
+    """Put a replay's row beside its run, its numbers in a plot; fail the run unless it completed."""
+    numbers = {name: row[name] for name in ("processed_events", "failed_events", "rate", "duration")}
+    context.log_event(dg.AssetObservation(["replay", row["replay_type"]], metadata=value_metadata(numbers)))
+    if row["status"] != "completed":
+        raise dg.Failure(f"the replay is {row['status']}", metadata=result_metadata(row), allow_retries=False)
+    context.add_output_metadata({**value_metadata(numbers), **result_metadata(row)})
+
+
+@dg.op(tags={"kind": "snapshot"})
+async def create_snapshot(
+    context: dg.OpExecutionContext, config: SnapshotConfig, eventing: EventingResource
+) -> None:
+    """Fold an aggregate into its state, and store that as a snapshot."""
+    await _answer(
+        context,
+        eventing,
+        config.result_id,
+        EventReplay(eventing.store).create_snapshot(config.aggregate_id, config.up_to_version),
+    )
+
+
+@dg.op(tags={"kind": "validation"})
+async def check_sequence(
+    context: dg.OpExecutionContext, config: SequenceConfig, eventing: EventingResource
+) -> None:
+    """Compare the event types of an aggregate with those it should have."""
+    await _answer(context, eventing, config.result_id, _validated(config, eventing))
+
+
+async def _validated(config: SequenceConfig, eventing: EventingResource) -> dict[str, Any]:
+    await require_events(eventing.store, config.aggregate_id)
+    replay = EventReplay(eventing.store)
+    return await replay.validate_event_sequence(config.aggregate_id, config.expected_sequence)
+
+
+async def _answer(
+    context: dg.OpExecutionContext,
+    eventing: EventingResource,
+    result_id: str | None,
+    question: Awaitable[dict[str, Any]],
+) -> None:
+    """Keep the answer, or why there is none, under the result's id; fail the run without an answer."""
+    results, key = JobResults(eventing.store.storage), result_id or context.run_id
+    try:
+        result = await question
+    except EventSourcingError as error:
+        await results.put_error(key, error)
+        raise dg.Failure(str(error), allow_retries=False) from error
+    await results.put(key, result)
+    context.add_output_metadata({"result_id": dg.MetadataValue.text(key), **result_metadata(result)})
+
+
+def _request(config: ReplayConfig) -> ReplayRequest:
+    try:
+        return ReplayRequest.model_validate(config.request)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise InvalidEventError(first["msg"], field=path or "request") from None

@@ -1,0 +1,57 @@
+"""What ops show in Dagster's UI: numbers that it plots, tables, and whole results as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+
+from eventsourcing.canonical import decode, encode
+from pipelines.migration.manifest import StageOutcome
+
+Metadata = dict[str, dg.MetadataValue[Any]]
+
+
+def stage_metadata(outcome: StageOutcome) -> Metadata:
+    """The facts of a stage: numbers as they are, the counts of its entities as a table."""
+    metadata = value_metadata({name: fact for name, fact in outcome.facts.items() if name != "entities"})
+    entities = outcome.facts.get("entities")
+    if isinstance(entities, dict) and entities:
+        metadata["entities"] = _entity_table(entities)
+    return metadata
+
+
+def value_metadata(values: dict[str, Any]) -> Metadata:
+    """Any values: numbers, flags and short texts as such, the rest as JSON."""
+    return {name: _value(value) for name, value in values.items() if value is not None}
+
+
+def result_metadata(result: dict[str, Any]) -> Metadata:
+    """A job's result, whole."""
+    return {"result": dg.MetadataValue.json(decode(encode(result)))}
+
+
+def _value(value: Any) -> dg.MetadataValue[Any]:
+    if isinstance(value, bool):
+        return dg.MetadataValue.bool(value)
+    if isinstance(value, int):
+        return dg.MetadataValue.int(value)
+    if isinstance(value, float):
+        return dg.MetadataValue.float(value)
+    if isinstance(value, str):
+        return dg.MetadataValue.text(value)
+    return dg.MetadataValue.json(decode(encode(value)))
+
+
+def _entity_table(entities: dict[str, Any]) -> dg.MetadataValue[Any]:
+    columns = sorted({name for counts in entities.values() if isinstance(counts, dict) for name in counts})
+    records = [
+        dg.TableRecord({"entity": entity, **{name: _cell(counts.get(name)) for name in columns}})
+        for entity, counts in entities.items()
+        if isinstance(counts, dict)
+    ]
+    return dg.MetadataValue.table(records)
+
+
+def _cell(value: Any) -> str | int | float | bool | None:
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -1,0 +1,76 @@
+"""What happens when an event arrives: sensors that follow the store by position.
+
+A sensor's cursor is the position up to which it has asked for its runs. A fresh home starts at the
+horizon of that moment: what was before it is history. The run key holds the position, so a tick that
+is evaluated again asks for nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import dagster as dg
+
+from eventsourcing.bootstrap import open_system
+from eventsourcing.config import Settings
+from eventsourcing.events import EventType, RecordedEvent
+from eventsourcing.query import EventQuery
+from pipelines.config import MIGRATION_SEQUENCE, SequenceConfig, SnapshotConfig
+from pipelines.jobs import snapshot, validate_sequence
+
+BATCH = 20
+"""How many events one tick reacts to; the next tick goes on behind them."""
+
+
+@dg.sensor(
+    jobs=[validate_sequence, snapshot],
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+)
+def completed_migrations(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Validate the sequence of each migration that completes, and keep a snapshot of it."""
+    after = int(context.cursor) if context.cursor is not None else None
+    events, position = asyncio.run(_completed(after))
+    requests = [request for event in events for request in _requests(event)]
+    note = None if requests else f"nothing completed up to position {position}"
+    return dg.SensorResult(run_requests=requests, skip_reason=note, cursor=str(position))
+
+
+async def _completed(after: int | None) -> tuple[list[RecordedEvent], int]:
+    """The next completions behind a position and the new position; from now on without one.
+
+    Raises CursorAheadError after the store was restored to an earlier state.
+    """
+    async with open_system(Settings.load()) as system:
+        horizon = await system.store.horizon()
+        if after is None:
+            return [], horizon
+        query = EventQuery(
+            event_types=(EventType.MIGRATION_COMPLETED,),
+            after_position=after,
+            to_position=max(horizon, after),
+            limit=BATCH,
+        )
+        events = [event async for event in system.store.read(query)]
+        return events, events[-1].position if len(events) == BATCH else max(horizon, after)
+
+
+def _requests(event: RecordedEvent) -> Iterator[dg.RunRequest]:
+    migration_id = event.aggregate_id
+    tags = {"migration_id": migration_id, "source": "sensor"}
+    if event.correlation_id is not None:
+        tags["correlation_id"] = str(event.correlation_id)
+    sequence = SequenceConfig(aggregate_id=migration_id, expected_sequence=MIGRATION_SEQUENCE)
+    yield dg.RunRequest(
+        run_key=f"validate-{event.position}",
+        job_name=validate_sequence.name,
+        run_config=dg.RunConfig(ops={"validate_sequence": sequence}),
+        tags=tags,
+    )
+    yield dg.RunRequest(
+        run_key=f"snapshot-{event.position}",
+        job_name=snapshot.name,
+        run_config=dg.RunConfig(ops={"create_snapshot": SnapshotConfig(aggregate_id=migration_id)}),
+        tags=tags,
+    )

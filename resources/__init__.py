@@ -1,0 +1,1 @@
+"""Dagster resources: the event system and the databases as jobs may use them, one resource a file."""

@@ -1,0 +1,75 @@
+"""Dagster's home below the data directory, and the environment that a Dagster process needs."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import AliasChoices
+
+from eventsourcing.config import Settings
+from resources.siblings import event_database_url, sibling_database
+
+DAGSTER_DATABASE = "dagster"
+"""The name of Dagster's database beside the event database."""
+
+
+def prepare_dagster_home(settings: Settings) -> dict[str, str]:
+    """Write the home, make sure that its database is there, and return the environment for it.
+
+    A process with this environment loads the same settings as the caller's: every setting that has a
+    value is in it, the addresses of the databases resolved, so that no child starts or stops the
+    embedded server. Raises ConfigurationError, UnavailableError.
+    """
+    home = settings.data_dir / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    wanted = files("resources").joinpath("dagster.yaml").read_text("utf-8")
+    _replace(home / "dagster.yaml", wanted)
+    return {
+        **_environment(settings),
+        "DATABASE_URL": event_database_url(settings),
+        "ESM_DAGSTER_DATABASE_URL": dagster_database_url(settings),
+        "DAGSTER_HOME": str(home.resolve()),
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+    }
+
+
+def dagster_database_url(settings: Settings) -> str:
+    """The URL of Dagster's own storage; unset, a database beside the event database."""
+    return settings.dagster_database_url or sibling_database(settings, DAGSTER_DATABASE)
+
+
+def workspace_file() -> Path:
+    """The workspace that Dagster's webserver and daemon load: of the checkout, or of the installed wheel."""
+    packaged = Path(str(files("resources").joinpath("workspace.yaml")))
+    return packaged if packaged.exists() else packaged.parents[1] / packaged.name
+
+
+def apply_environment(environment: MutableMapping[str, str], changes: dict[str, str]) -> None:
+    """Put the changes into an environment; a `…_FILE` that names the same secret would contradict."""
+    for name, value in changes.items():
+        environment.pop(f"{name}_FILE", None)
+        environment[name] = value
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    values = settings.model_dump(mode="json", exclude_none=True)
+    return {_variable(name): _text(value) for name, value in values.items()}
+
+
+def _variable(field: str) -> str:
+    alias = Settings.model_fields[field].validation_alias
+    return str(alias.choices[-1]) if isinstance(alias, AliasChoices) else f"ESM_{field.upper()}"
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _replace(path: Path, content: str) -> None:
+    if path.exists() and path.read_text("utf-8") == content:
+        return
+    draft = path.with_suffix(".new")
+    draft.write_text(content, "utf-8")
+    draft.replace(path)  # another process may be reading it

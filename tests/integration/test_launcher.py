@@ -1,0 +1,208 @@
+"""The embedded launcher on a real home: Dagster's storage on PostgreSQL, runs in worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from uuid import uuid4
+
+import dagster as dg
+import psutil
+import pytest
+import pytest_asyncio
+
+from api.launcher import LOCATION, EmbeddedLauncher, LaunchError
+from eventsourcing.bootstrap import open_system
+from eventsourcing.config import Settings
+from eventsourcing.replays import ReplayJournal, ReplayRequest
+from eventsourcing.storage.embedded import EmbeddedPostgres
+from eventsourcing.testing import a_migration
+from resources.results import JobResults
+
+WAIT_S = 30.0
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def settings(postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Two empty databases and a data directory, shared by the tests: a launcher takes seconds to warm."""
+    names = (f"launcher_{uuid4().hex}", f"dagster_{uuid4().hex}")
+    for name in names:
+        postgres_server.ensure_database(name)
+    return Settings(
+        database_url=postgres_server.url(names[0]),
+        dagster_database_url=postgres_server.url(names[1], driver="psycopg2"),
+        data_dir=tmp_path_factory.mktemp("home"),
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def launcher(settings: Settings) -> AsyncIterator[EmbeddedLauncher]:
+    """A started launcher over a store with one migration."""
+    async with open_system(settings) as system:
+        await system.store.append_events(a_migration())
+    made = EmbeddedLauncher(settings)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def test_a_run_is_executed_with_its_whole_history(
+    launcher: EmbeddedLauncher, settings: Settings
+) -> None:
+    run_id = await launcher.submit("snapshot", _snapshot("r-1"), {"correlation_id": "c-1"})
+    assert await launcher.wait(run_id, WAIT_S) is True
+    async with open_system(settings) as system:
+        answer = await JobResults(system.store.storage).get("r-1")
+    assert answer is not None
+    assert answer["result"]["aggregate_id"] == "migration-123"
+    run = launcher.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.tags["correlation_id"] == "c-1"
+    assert run.remote_job_origin is not None
+    assert run.remote_job_origin.location_name == LOCATION
+    assert run.job_code_origin is not None
+    kinds = {record.event_log_entry.dagster_event_type for record in _records(launcher, run_id)}
+    assert {dg.DagsterEventType.STEP_OUTPUT, dg.DagsterEventType.RUN_SUCCESS} <= kinds
+    assert await launcher.wait(run_id, 0) is True, "a run that is over is still known"
+
+
+async def test_a_run_that_fails_says_so(launcher: EmbeddedLauncher) -> None:
+    run_id = await launcher.submit("snapshot", _snapshot("r-2", of="nobody"), {})
+    assert await launcher.wait(run_id, WAIT_S) is False
+    assert _status(launcher, run_id) is dg.DagsterRunStatus.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("job", "config", "said"),
+    [
+        ("snapshot", {"ops": {"create_snapshot": {"config": {}}}}, "aggregate_id"),
+        ("snapshot", {"ops": {"unknown": {}}}, "unknown"),
+        ("migrate", {"mapping": "m", "source": "s", "on_failure": "explode"}, "on_failure"),
+        ("no_such_job", {}, "no_such_job"),
+    ],
+)
+async def test_what_a_job_does_not_take_is_refused_in_one_line(
+    launcher: EmbeddedLauncher, job: str, config: dict[str, object], said: str
+) -> None:
+    before = launcher.instance.get_runs_count()
+    with pytest.raises(LaunchError, match=said) as caught:
+        await launcher.submit(job, config, {})
+    assert "\n" not in str(caught.value)
+    assert launcher.instance.get_runs_count() == before
+
+
+async def test_a_running_replay_is_cancelled(launcher: EmbeddedLauncher, settings: Settings) -> None:
+    async with _slow_replay(settings) as config:
+        run_id = await launcher.submit("replay", config, {})
+        assert await launcher.wait(run_id, 0.1) is None
+        await _until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
+        await asyncio.sleep(0.5)
+        await launcher.cancel(run_id)
+        assert await launcher.wait(run_id, WAIT_S) is False
+        assert _status(launcher, run_id) is dg.DagsterRunStatus.CANCELED
+        again = await launcher.submit("replay", {"ops": {"replay_events": {"config": {}}}}, {})
+        assert await launcher.wait(again, WAIT_S) is True, "the lane survives"
+
+
+async def test_what_waits_is_cancelled_before_it_begins(launcher: EmbeddedLauncher) -> None:
+    runs = [await launcher.submit("snapshot", _snapshot(f"r-{n}"), {}) for n in range(3)]
+    await launcher.cancel(runs[2])
+    assert await launcher.wait(runs[2], 0) is False
+    assert _status(launcher, runs[2]) is dg.DagsterRunStatus.CANCELED
+    assert await launcher.wait(runs[1], WAIT_S) is True
+
+
+async def test_a_killed_lane_fails_its_run_at_once_and_is_replaced(
+    launcher: EmbeddedLauncher, settings: Settings
+) -> None:
+    async with _slow_replay(settings) as config:
+        run_id = await launcher.submit("replay", config, {})
+        await _until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
+        (lane,) = [lane for lane in launcher.lanes if lane.running == run_id]
+        assert lane.pid is not None
+        os.kill(lane.pid, signal.SIGKILL)
+        assert await launcher.wait(run_id, WAIT_S) is False
+        assert _status(launcher, run_id) is dg.DagsterRunStatus.FAILURE
+        again = await launcher.submit("replay", {"ops": {"replay_events": {"config": {}}}}, {})
+        assert await launcher.wait(again, WAIT_S) is True
+
+
+async def test_a_lane_that_died_idle_costs_no_run(launcher: EmbeddedLauncher) -> None:
+    pid = launcher.lanes[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await _until(lambda: not _runs(pid))
+    run_id = await launcher.submit("snapshot", _snapshot("r-3"), {})
+    assert await launcher.wait(run_id, WAIT_S) is True
+
+
+async def test_a_next_server_fails_the_runs_of_a_dead_one_and_ends_its_own(
+    launcher: EmbeddedLauncher, settings: Settings
+) -> None:
+    orphan, alive = (_started_run(launcher, process) for process in ("1@0.0", None))
+    second = EmbeddedLauncher(settings)
+    await second.start()
+    assert _status(launcher, orphan) is dg.DagsterRunStatus.FAILURE
+    assert _status(launcher, alive) is dg.DagsterRunStatus.STARTED, "its server lives"
+    async with _slow_replay(settings) as config:
+        run_id = await second.submit("replay", config, {})
+        await _until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
+        pids = [lane.pid for lane in second.lanes if lane.pid is not None]
+        await second.stop()
+    assert _status(launcher, run_id) is dg.DagsterRunStatus.CANCELED
+    await _until(lambda: not any(_runs(pid) for pid in pids))
+
+
+def _snapshot(result_id: str, *, of: str = "migration-123") -> dict[str, object]:
+    return {"ops": {"create_snapshot": {"config": {"aggregate_id": of, "result_id": result_id}}}}
+
+
+def _runs(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@contextlib.asynccontextmanager
+async def _slow_replay(settings: Settings) -> AsyncIterator[dict[str, object]]:
+    """The configuration of a replay that takes minutes."""
+    async with open_system(settings) as system:
+        request = ReplayRequest(replay_type="all", batch_size=1, delay_between_batches=20.0)
+        replay_id = await ReplayJournal(system.store.storage).create(request)
+        yield {"ops": {"replay_events": {"config": {"replay_id": replay_id}}}}
+
+
+def _started_run(launcher: EmbeddedLauncher, process: str | None) -> str:
+    tags = launcher.tags() | ({"esm/process": process} if process else {})
+    return dg.DagsterInstance.create_run_for_job(
+        launcher.instance, _job(), tags=tags, status=dg.DagsterRunStatus.STARTED
+    ).run_id
+
+
+def _job() -> dg.JobDefinition:
+    @dg.job(name="snapshot")
+    def empty() -> None:
+        """Nothing."""
+
+    return empty
+
+
+def _status(launcher: EmbeddedLauncher, run_id: str) -> dg.DagsterRunStatus | None:
+    run = launcher.instance.get_run_by_id(run_id)
+    return None if run is None else run.status
+
+
+def _records(launcher: EmbeddedLauncher, run_id: str) -> list[dg.EventLogRecord]:
+    return list(launcher.instance.get_records_for_run(run_id).records)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
