@@ -7,6 +7,7 @@ import time
 from types import FrameType
 
 import httpx2
+from resources.dagster_home import prepare_dagster_home
 from rich.live import Live
 from rich.table import Table
 
@@ -15,7 +16,6 @@ from api.cli.screen import console
 from eventsourcing.config import Settings
 from eventsourcing.errors import UnavailableError
 from eventsourcing.storage.embedded import EmbeddedPostgres
-from resources.dagster_home import prepare_dagster_home
 
 POLL_S = 0.5
 READY_WITHIN_S = 90
@@ -87,7 +87,9 @@ def _refuse_fatal(supervisor: Supervisor, states: dict[str, dict[str, object]]) 
     for name, state in states.items():
         if state["statename"] == "FATAL":
             log = supervisor.logs / f"{name}.log"
-            raise UnavailableError(f"{name} does not start; the end of {log}:\n{_last_lines(log.read_text())}")
+            raise UnavailableError(
+                f"{name} does not start; the end of {log}:\n{_last_lines(log.read_text())}"
+            )
 
 
 def _last_lines(text: str) -> str:
@@ -110,7 +112,9 @@ def _announce(settings: Settings, programs: list[Process], supervisor: Superviso
     if not console.is_terminal:
         for program in programs:
             if program.port is not None:
-                console.print(f"{program.name:<18} http://{settings.bind_host}:{program.port}  {program.shows}")
+                console.print(
+                    f"{program.name:<18} http://{settings.bind_host}:{program.port}  {program.shows}"
+                )
     console.print(f"Ready. Logs: {supervisor.logs}. Ctrl-C stops everything.")
 
 
