@@ -154,8 +154,9 @@ def refuse_used_ports(programs: list[Process], host: str) -> None:
             try:
                 probe.bind((host, program.port))
             except OSError as error:
+                why = _holder(program.port) or error.strerror
                 raise ConfigurationError(
-                    f"port {program.port} for {program.name} cannot be used ({_holder(program.port) or error.strerror}); "
+                    f"port {program.port} of {program.name} cannot be used: {why}; "
                     f"free it or set {program.setting}"
                 ) from error
 
