@@ -1,0 +1,159 @@
+"""Both services over one real PostgreSQL database; each test uses aggregate ids of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from api import event_service, replay_service
+from api.jobs import RESULTS
+from eventsourcing import EventSourcingError, EventStore, NotFoundError, Settings
+from eventsourcing.replay import EventReplay, require_events
+from eventsourcing.replays import run_replay
+from eventsourcing.storage.embedded import EmbeddedPostgres
+from eventsourcing.storage.postgres import PostgresStorage
+
+
+class InlineLauncher:
+    """The launcher port without Dagster: each job is a task of this process."""
+
+    def __init__(self, database_url: str) -> None:
+        self.store = EventStore(storage=PostgresStorage(database_url, pool_size=2))
+        self.runs: dict[str, asyncio.Task[None]] = {}
+        self.refuses = False
+
+    async def start(self) -> None:
+        await self.store.initialize()
+
+    async def stop(self) -> None:
+        for run in self.runs.values():
+            run.cancel()
+        await asyncio.gather(*self.runs.values(), return_exceptions=True)
+        await self.store.close()
+
+    async def submit(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:
+        if self.refuses:
+            raise RuntimeError("no lane")
+        run_id = str(uuid4())
+        ((op, given),) = run_config["ops"].items()
+        self.runs[run_id] = asyncio.create_task(self._run(op, given["config"]), name=job_name)
+        return run_id
+
+    async def wait(self, run_id: str, timeout_s: float) -> bool | None:
+        await asyncio.wait({self.runs[run_id]}, timeout=timeout_s)
+        return self.runs[run_id].done() or None
+
+    async def cancel(self, run_id: str) -> None:
+        self.runs[run_id].cancel()
+
+    async def _run(self, op: str, config: dict[str, Any]) -> None:
+        if op == "replay_events":
+            await run_replay(self.store, config["replay_id"])
+            return
+        replay = EventReplay(self.store)
+        value: dict[str, Any]
+        try:
+            if op == "create_snapshot":
+                value = await replay.create_snapshot(config["aggregate_id"], config.get("up_to_version"))
+            else:
+                await require_events(self.store, config["aggregate_id"])
+                value = await replay.validate_event_sequence(
+                    config["aggregate_id"], config["expected_sequence"]
+                )
+            row = {"result": value}
+        except NotFoundError as error:
+            row = {"error": {"kind": "not_found", "message": str(error)}}
+        except EventSourcingError as error:
+            row = {"error": {"kind": "other", "message": str(error)}}
+        async with self.store.storage.transaction() as transaction:
+            await transaction.put(RESULTS, config["result_id"], row)
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of an application whose lifespan has begun."""
+    transport = httpx2.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://service") as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="session")
+def service_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """One database for all tests of the services."""
+    postgres_server.ensure_database("services")
+    return postgres_server.url("services")
+
+
+@pytest.fixture
+def settings(service_database: str) -> Settings:
+    """Settings over that database."""
+    return Settings(database_url=service_database)
+
+
+@pytest.fixture
+async def events(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the Event Service."""
+    async with serving(event_service.create_app(settings)) as client:
+        yield client
+
+
+@pytest.fixture
+def launcher(service_database: str) -> InlineLauncher:
+    """The launcher behind the Replay Service."""
+    return InlineLauncher(service_database)
+
+
+@pytest.fixture
+async def replays(settings: Settings, launcher: InlineLauncher) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the Replay Service."""
+    async with serving(replay_service.create_app(settings, launcher)) as client:
+        yield client
+
+
+@pytest.fixture
+async def stored(service_database: str) -> AsyncIterator[EventStore]:
+    """The store behind both services."""
+    async with EventStore(storage=PostgresStorage(service_database, pool_size=2)) as store:
+        yield store
+
+
+@pytest.fixture
+def unique() -> str:
+    """An id of this test's own."""
+    return f"migration-{uuid4().hex[:12]}"
+
+
+def a_body(aggregate_id: str, /, **changes: Any) -> dict[str, Any]:
+    """The body of a started event, as JSON."""
+    return {
+        "event_type": "migration.started",
+        "aggregate_id": aggregate_id,
+        "aggregate_type": "migration",
+        "data": {
+            "source_config": {"host": "source.example.com"},
+            "target_config": {"host": "target.example.com"},
+        },
+        **changes,
+    }
+
+
+def assert_problem(response: httpx2.Response, status: int, slug: str | None = None) -> dict[str, Any]:
+    """Require a problem of this status and type; return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert problem["status"] == status
+    assert {"type", "title", "detail", "instance"} <= problem.keys()
+    if slug is not None:
+        assert problem["type"] == f"/problems/{slug}"
+    return problem
