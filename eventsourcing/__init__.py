@@ -1,5 +1,6 @@
 """Event sourcing for migrations: events, store, bus, handlers, replay."""
 
+from eventsourcing.bus import EventBus
 from eventsourcing.catalogue import (
     AdminMigratedEvent,
     AdminRolledBackEvent,
@@ -7,8 +8,8 @@ from eventsourcing.catalogue import (
     DataExtractedEvent,
     DataImportedEvent,
     DataTransformedEvent,
-    DatetimeConvertedEvent,
     DataValidatedEvent,
+    DatetimeConvertedEvent,
     MigrationCompletedEvent,
     MigrationFailedEvent,
     MigrationStartedEvent,
@@ -44,7 +45,17 @@ from eventsourcing.events import (
     parse_event,
     register_event,
 )
+from eventsourcing.handlers import (
+    AuditEventHandler,
+    DebugEventHandler,
+    EventHandler,
+    MigrationEventHandler,
+    NotificationEventHandler,
+    NotificationService,
+)
+from eventsourcing.plugins import register_handler
 from eventsourcing.query import EventQuery
+from eventsourcing.replay import EventReplay, ReplayResult
 from eventsourcing.store import EventStore
 
 __all__ = [
@@ -53,6 +64,7 @@ __all__ = [
     "OCCURRED",
     "AdminMigratedEvent",
     "AdminRolledBackEvent",
+    "AuditEventHandler",
     "BaseEvent",
     "ConcurrencyError",
     "ConfigurationError",
@@ -63,10 +75,14 @@ __all__ = [
     "DataTransformedEvent",
     "DataValidatedEvent",
     "DatetimeConvertedEvent",
+    "DebugEventHandler",
     "DuplicateEventError",
+    "EventBus",
     "EventBusConfig",
+    "EventHandler",
     "EventPayload",
     "EventQuery",
+    "EventReplay",
     "EventReplayConfig",
     "EventSourcingError",
     "EventStore",
@@ -75,11 +91,15 @@ __all__ = [
     "HandlerError",
     "InvalidEventError",
     "MigrationCompletedEvent",
+    "MigrationEventHandler",
     "MigrationFailedEvent",
     "MigrationStartedEvent",
     "NotFoundError",
+    "NotificationEventHandler",
+    "NotificationService",
     "RecordQuarantinedEvent",
     "RecordedEvent",
+    "ReplayResult",
     "RollbackCompletedEvent",
     "RollbackInitiatedEvent",
     "SchemaCompatibilityCheckedEvent",
@@ -92,4 +112,5 @@ __all__ = [
     "UserRolledBackEvent",
     "parse_event",
     "register_event",
+    "register_handler",
 ]

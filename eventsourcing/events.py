@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 from uuid import UUID
 
 import uuid_utils.compat
@@ -185,6 +185,13 @@ class TypedEvent(BaseEvent):
             class Payload(EventPayload):
                 passenger: str
     """
+
+    model_config = ConfigDict(extra="ignore")  # whatever is not a field goes into the payload
+
+    if TYPE_CHECKING:  # the class fills these in; checkers must not ask callers for them
+        event_type: EventTypeName = ""
+        aggregate_id: Identifier = ""
+        aggregate_type: Identifier = ""
 
     declared_type: ClassVar[str]
     declared_aggregate: ClassVar[str]

@@ -1,0 +1,44 @@
+"""The composition root: from settings to wired objects, the same in every process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from eventsourcing.bus import EventBus
+from eventsourcing.config import Settings
+from eventsourcing.plugins import load_plugins
+from eventsourcing.storage.embedded import EmbeddedStorage
+from eventsourcing.storage.postgres import PostgresStorage
+from eventsourcing.store import EventStore
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """The library, wired: the store is open, the bus is not started."""
+
+    settings: Settings
+    store: EventStore
+    bus: EventBus
+
+
+@asynccontextmanager
+async def open_system(settings: Settings | None = None) -> AsyncIterator[System]:
+    """Load the plugins, open the store, and wire a bus to it; close both at the end.
+
+    Raises ConfigurationError, SchemaError or UnavailableError; then nothing is left open.
+    """
+    settings = settings or Settings.load()
+    load_plugins(settings)
+    storage = (
+        EmbeddedStorage(settings.data_dir, pool_size=settings.pool_size)
+        if settings.database_url is None
+        else PostgresStorage(settings.database_url, pool_size=settings.pool_size)
+    )
+    async with EventStore(storage=storage) as store:
+        bus = EventBus(settings.bus_config(), store=store)
+        try:
+            yield System(settings, store, bus)
+        finally:
+            await bus.stop()
