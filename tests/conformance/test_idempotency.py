@@ -92,9 +92,7 @@ async def test_reserved_metadata_is_not_compared(store: EventStore, key: str) ->
     ],
 )
 async def test_the_same_id_with_other_content_is_refused(store: EventStore, field: str, value: Any) -> None:
-    event = draft(
-        correlation_id=UUID(int=1), causation_id=UUID(int=2), data={"n": 1}, metadata={"by": "us"}
-    )
+    event = draft(correlation_id=UUID(int=1), causation_id=UUID(int=2), data={"n": 1}, metadata={"by": "us"})
     first = await store.append_event(event)
     with pytest.raises(DuplicateEventError) as caught:
         await store.append_event(same(event, **{field: value}))

@@ -82,21 +82,20 @@ QUERIES = {
 }
 
 
-@pytest.mark.parametrize("name", QUERIES)
-async def test_a_query_gives_what_matches_in_order_in_both_directions(
-    store: EventStore, stored: list[RecordedEvent], name: str
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_a_query_gives_what_matches_in_its_order(
+    store: EventStore, stored: list[RecordedEvent], backwards: bool, subtests: pytest.Subtests
 ) -> None:
-    query = EventQuery(**QUERIES[name])  # type: ignore[arg-type]  # the table holds every field's own type
-    matching = [event.data["number"] for event in stored if query.matches(event)]
-    assert await numbers(store, query) == matching
-    assert await numbers(store, query.where(backwards=True)) == matching[::-1]
-    for size in (1, 2, 3):
-        assert await numbers(store, query, batch_size=size) == matching
-        assert await numbers(store, query.where(backwards=True), batch_size=size) == matching[::-1]
-    for limit in (0, 1, 2, 5, 100):
-        assert await numbers(store, query.where(limit=limit), batch_size=2) == matching[:limit]
-        backwards = query.where(limit=limit, backwards=True)
-        assert await numbers(store, backwards, batch_size=3) == matching[::-1][:limit]
+    for name, fields in QUERIES.items():
+        with subtests.test(name):
+            query = EventQuery(**fields, backwards=backwards)  # type: ignore[arg-type]  # each field's own type
+            ordered = stored[::-1] if backwards else stored
+            matching = [event.data["number"] for event in ordered if query.matches(event)]
+            assert await numbers(store, query) == matching
+            for size in (1, 3):
+                assert await numbers(store, query, batch_size=size) == matching
+            for limit in (0, 1, 2, 5, 100):
+                assert await numbers(store, query.where(limit=limit), batch_size=2) == matching[:limit]
 
 
 async def test_the_scene_tells_every_query_apart(stored: list[RecordedEvent]) -> None:

@@ -140,10 +140,7 @@ async def test_writers_that_touch_the_same_aggregates_in_other_orders_do_not_dea
 ) -> None:
     names = ["a", "b", "c", "d"]
     await asyncio.gather(
-        *(
-            store.append_events([draft(name) for name in (names if n % 2 else names[::-1])])
-            for n in range(20)
-        )
+        *(store.append_events([draft(name) for name in (names if n % 2 else names[::-1])]) for n in range(20))
     )
     for name in names:
         assert await versions(store, name) == list(range(1, 21))
