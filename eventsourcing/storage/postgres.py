@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC
 from typing import Any, cast
 from uuid import UUID
 
@@ -255,4 +256,6 @@ def _recorded(new: NewEvent, row: asyncpg.Record) -> RecordedEvent:
 def _read_row(row: asyncpg.Record) -> RecordedEvent:
     fields = dict(row)
     fields["event_type"] = _TYPES.get(fields["event_type"], fields["event_type"])
+    if fields["timestamp"].tzinfo is None:  # asyncpg keeps the first and the last moment as infinities
+        fields["timestamp"] = fields["timestamp"].replace(tzinfo=UTC)
     return RecordedEvent.from_store(fields)
