@@ -34,3 +34,9 @@ async def connect(database_url: str) -> AsyncIterator[Connect]:
     yield open_connection
     for connection in opened:
         connection.terminate()
+
+
+@pytest.fixture
+async def administrator(connect: Connect) -> asyncpg.Connection:
+    """A plain connection of the superuser to the store's database, for planting faults."""
+    return await connect()
