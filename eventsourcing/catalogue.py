@@ -259,3 +259,14 @@ class CutoverChangedEvent(
         from_phase: str
         to_phase: str
         changed_at: UtcDatetime = OCCURRED
+
+
+MIGRATION_SEQUENCE = (
+    EventType.MIGRATION_STARTED,
+    EventType.DATA_EXTRACTED,
+    EventType.DATA_TRANSFORMED,
+    EventType.DATA_VALIDATED,
+    EventType.DATA_IMPORTED,
+    EventType.MIGRATION_COMPLETED,
+)
+"""The stream of a migration that went well, whatever it migrated."""

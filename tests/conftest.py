@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,6 +19,18 @@ from sqlalchemy.pool import NullPool
 from eventsourcing import EventStore
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
+
+REQUIRE_ALL = os.environ.get("REQUIRE_BACKENDS") == "all"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With REQUIRE_BACKENDS=all nothing may be skipped, whatever the reason."""
+    report = yield
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and REQUIRE_BACKENDS=all: {report.longrepr}"
+    return report
 
 
 def pytest_configure() -> None:
@@ -114,7 +126,5 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
 
 
 def unavailable(backend: str, reason: str) -> None:
-    """Skip what needs the backend, or fail where every backend must run."""
-    if os.environ.get("REQUIRE_BACKENDS") == "all":
-        pytest.fail(f"{backend} must run here: {reason}")
+    """Skip what needs the backend; where every backend must run, that is a failure."""
     pytest.skip(f"{backend} cannot run here: {reason}")

@@ -1,0 +1,1 @@
+"""The front doors: Event Service, Replay Service and the command line."""

@@ -1,0 +1,5 @@
+"""`python -m api.cli` is `esm`."""
+
+from api.cli import main
+
+main()
