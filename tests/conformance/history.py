@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from uuid import UUID
 
 
@@ -112,17 +113,13 @@ def _repeated(reading: Reading) -> int:
 
 
 def _steps_back(shown: Sequence[Entry]) -> int:
-    return sum(after.position <= before.position for before, after in zip(shown, shown[1:], strict=False))
+    return sum(after.position <= before.position for before, after in pairwise(shown))
 
 
 def _order_of_streams(stored: Sequence[Entry]) -> tuple[int, int]:
     streams: dict[str, list[int]] = defaultdict(list)
     for entry in sorted(stored, key=lambda entry: entry.position):
         streams[entry.aggregate_id].append(entry.event_version)
-    inverted = sum(
-        after <= before
-        for versions in streams.values()
-        for before, after in zip(versions, versions[1:], strict=False)
-    )
+    inverted = sum(after <= before for versions in streams.values() for before, after in pairwise(versions))
     gaps = sum(sorted(versions) != list(range(1, len(versions) + 1)) for versions in streams.values())
     return inverted, gaps
