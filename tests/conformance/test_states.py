@@ -35,14 +35,14 @@ async def test_a_value_put_is_read_back_and_may_be_put_again(store: EventStore) 
     assert await get(store, "k") == [2]
 
 
-@pytest.mark.parametrize("value", [{}, [], 0, "", False, {"b": 1, "a": {"deep": [None]}}, 1.5, None])
-async def test_every_json_value_is_a_state(store: EventStore, value: Any) -> None:
-    await put(store, {"k": value})
-    async with store.storage.transaction() as states:
-        assert await states.get(ONE, "k") == value
-        assert await states.get_many(ONE, ["k"]) == {"k": value}
-        assert await states.scan(ONE) == [("k", value)]
-        assert not await states.add(ONE, "k", "another")
+async def test_every_json_value_is_a_state(store: EventStore) -> None:
+    for value in ({}, [], 0, "", False, {"b": 1, "a": {"deep": [None]}}, 1.5, None):
+        await put(store, {"k": value})
+        async with store.storage.transaction() as states:
+            assert await states.get(ONE, "k") == value
+            assert await states.get_many(ONE, ["k"]) == {"k": value}
+            assert await states.scan(ONE) == [("k", value)]
+            assert not await states.add(ONE, "k", "another")
 
 
 async def test_states_are_encoded_in_canonical_json(store: EventStore) -> None:
@@ -168,7 +168,7 @@ async def test_counters_under_a_lock_lose_no_update(store: EventStore) -> None:
 
     async def count() -> None:
         async with store.storage.transaction() as states:
-            value: int = await states.get(ONE, "n", lock=True)
+            value = await states.get(ONE, "n", lock=True) or 0
             await asyncio.sleep(0)
             await states.put(ONE, "n", value + 1)
 
@@ -182,7 +182,7 @@ async def test_planted_without_the_lock_updates_are_lost(postgres: EventStore) -
 
     async def count() -> None:
         async with postgres.storage.transaction() as states:
-            value: int = await states.get(ONE, "n")
+            value = await states.get(ONE, "n") or 0
             await both_read.wait()
             await states.put(ONE, "n", value + 1)
 
