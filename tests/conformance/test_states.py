@@ -36,7 +36,8 @@ async def test_a_value_put_is_read_back_and_may_be_put_again(store: EventStore) 
 
 
 async def test_every_json_value_is_a_state(store: EventStore) -> None:
-    for value in ({}, [], 0, "", False, {"b": 1, "a": {"deep": [None]}}, 1.5, None):
+    values: tuple[Any, ...] = ({}, [], 0, "", False, {"b": 1, "a": {"deep": [None]}}, 1.5, None)
+    for value in values:
         await put(store, {"k": value})
         async with store.storage.transaction() as states:
             assert await states.get(ONE, "k") == value
