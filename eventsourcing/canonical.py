@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,9 @@ import orjson
 
 from eventsourcing.errors import InvalidEventError
 
-_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+_DEEPEST = 250
+"""How far values may be nested; orjson goes to 254."""
 
 
 def encode(value: Any, *, field: str = "data") -> bytes:
@@ -52,14 +54,18 @@ def state_hash(value: Any) -> str:
 
 
 def utc(moment: datetime) -> datetime:
-    """The moment in UTC; a naive one is taken as UTC. Raises ValueError for one outside years 1 to 9999."""
+    """The moment in UTC; a naive one is taken as UTC. Raises ValueError outside the years 1 to 9999."""
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("lies outside the years 1 to 9999 in UTC") from None
+    except OverflowError as error:
+        raise ValueError("the moment lies outside the years 1 to 9999 in UTC") from error
 
 
 def _encode_other(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return utc(value).isoformat().replace("+00:00", "Z")
+    if isinstance(value, date) or (isinstance(value, time) and value.tzinfo is None):
+        return value.isoformat()
     if isinstance(value, Decimal):
         if not value.is_finite():
             raise InvalidEventError("NaN and infinity have no JSON form")
@@ -71,17 +77,19 @@ def _encode_other(value: Any) -> Any:
     raise InvalidEventError(f"{type(value).__name__} has no JSON form")
 
 
-def _refuse_unencodable(value: Any, path: str) -> None:
+def _refuse_unencodable(value: Any, path: str, depth: int = 0) -> None:
     """Walk the value and raise for the first part that JSON or PostgreSQL cannot hold."""
+    if depth > _DEEPEST:
+        raise InvalidEventError(f"nested deeper than {_DEEPEST}", field=path.partition(".")[0])
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise InvalidEventError(f"keys must be strings, not {type(key).__name__}", field=path)
             _refuse_text(key, path)
-            _refuse_unencodable(inner, f"{path}.{key}")
+            _refuse_unencodable(inner, f"{path}.{key}", depth + 1)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            _refuse_unencodable(inner, f"{path}[{index}]")
+            _refuse_unencodable(inner, f"{path}[{index}]", depth + 1)
     elif isinstance(value, str):
         _refuse_text(value, path)
     elif isinstance(value, float) and not math.isfinite(value):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Final
+from uuid import UUID
 
-from eventsourcing.canonical import comparable, decode, encode
-from eventsourcing.errors import DuplicateEventError, InvalidEventError
-from eventsourcing.events import MAX_EVENT_BYTES, BaseEvent
-from eventsourcing.storage.base import NewEvent
+from eventsourcing.canonical import decode, encode
+from eventsourcing.errors import InvalidEventError
+from eventsourcing.events import MAX_EVENT_BYTES, BaseEvent, RecordedEvent
+from eventsourcing.storage.base import NewEvent, settle_duplicate
 
 ANY: Final = -1
 """`expected_version`: append at whatever version the aggregate is."""
@@ -27,15 +28,17 @@ def prepare(events: Sequence[BaseEvent], expected_version: ExpectedVersion = ANY
     the call share an id and differ.
     """
     following = _first_versions(events, expected_version)
-    ready: dict[object, NewEvent] = {}
+    ready: dict[UUID, NewEvent] = {}
     for index, event in enumerate(events):
+        twin = ready.get(event.event_id)
         try:
-            new = _prepared(event, following)
+            new = _prepared(event, {} if twin else following)
         except InvalidEventError as error:
             raise InvalidEventError(error.reason, field=error.field, index=index) from None
-        twin = ready.setdefault(event.event_id, new)
-        if twin is not new and _content(twin.event) != _content(event):
-            raise DuplicateEventError(event.event_id, field="content in the same call")
+        if twin:
+            settle_duplicate(new, _as_stored(twin))
+        else:
+            ready[event.event_id] = new
     return list(ready.values())
 
 
@@ -71,5 +74,8 @@ def _prepared(event: BaseEvent, following: dict[str, int]) -> NewEvent:
     return NewEvent(event=event, version=version, data=data, metadata=metadata)
 
 
-def _content(event: BaseEvent) -> bytes:
-    return comparable(decode(encode(event.model_dump())))
+def _as_stored(new: NewEvent) -> RecordedEvent:
+    """The first of two drafts with one id, as the second will find it."""
+    fields = {name: getattr(new.event, name) for name in BaseEvent.model_fields}
+    stored = {"event_version": new.version, "data": decode(new.data), "metadata": decode(new.metadata)}
+    return RecordedEvent.from_store({**fields, **stored, "position": 0, "recorded_at": new.event.timestamp})

@@ -75,6 +75,13 @@ class ReadModel:
             await self.apply(storage, [], position=horizon)
         return max(horizon, done)
 
+    async def state_at(self, storage: Storage, key: str) -> tuple[int, State]:
+        """The state of one key, and the position up to which it is complete."""
+        async with storage.transaction() as transaction:
+            await transaction.add(CHECKPOINTS, self.checkpoint_key, {"position": 0})
+            position = await self._position(transaction, lock=True)  # so that no batch commits in between
+            return position, await transaction.get(self.table, key) or self.fold.initial()
+
     async def states(
         self, storage: Storage, *, after: str | None = None, limit: int = 1000
     ) -> list[tuple[str, State]]:
@@ -167,9 +174,8 @@ READ_MODELS: tuple[ReadModel, ...] = (
 
 async def current_event_statistics(storage: Storage) -> dict[str, Any]:
     """The event statistics as of now: the fold behind the horizon, then the tail after it."""
-    position = await EVENT_STATISTICS_MODEL.catch_up(storage)
-    async with storage.transaction() as transaction:
-        state = await transaction.get(EVENT_STATISTICS_MODEL.table, "all") or EVENT_STATISTICS.initial()
+    await EVENT_STATISTICS_MODEL.catch_up(storage)
+    position, state = await EVENT_STATISTICS_MODEL.state_at(storage, "all")
     async for batch in storage.read(EventQuery(after_position=position), batch_size=BATCH):
         for event in batch:
             EVENT_STATISTICS.apply(state, event)

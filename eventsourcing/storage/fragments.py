@@ -19,8 +19,8 @@ CONDITIONS = {
     "correlation_id": "correlation_id = ${}",
     "from_timestamp": '"timestamp" >= ${}',
     "to_timestamp": '"timestamp" <= ${}',
-    "from_version": "event_version >= ${}",
-    "to_version": "event_version <= ${}",
+    "from_version": "event_version >= ${}::bigint",
+    "to_version": "event_version <= ${}::bigint",
     "after_position": "position > ${}",
     "to_position": "position <= ${}",
 }

@@ -66,7 +66,7 @@ class InMemoryStorage:
         if fresh:
             self._appended.set()
             self._appended = asyncio.Event()
-        return [settled[new.event.event_id] for new in events]
+        return [_detached(settled[new.event.event_id]) for new in events]
 
     @staticmethod
     def _record(new: NewEvent, *, version: int, position: int) -> RecordedEvent:
@@ -154,29 +154,34 @@ class _InMemoryTransaction:
                     self._states[table][key] = value
 
     async def get(self, table: StateTable, key: str, *, lock: bool = False) -> Any | None:  # noqa: ARG002 - one at a time
-        changes = self._changes[table.name]
-        stored = changes[key] if key in changes else self._states[table.name].get(key)
+        stored = self._stored(table, key)
         return None if stored is None else decode(stored)
 
     async def put(self, table: StateTable, key: str, value: Any) -> None:
         self._changes[table.name][key] = encode(value)
 
     async def get_many(self, table: StateTable, keys: Sequence[str]) -> dict[str, Any]:
-        found = {key: await self.get(table, key) for key in keys}
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: await self.get(table, key) for key in keys if self._has(table, key)}
 
     async def put_many(self, table: StateTable, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
             await self.put(table, key, value)
 
     async def add(self, table: StateTable, key: str, value: Any) -> bool:
-        if await self.get(table, key) is not None:
+        if self._has(table, key):
             return False
         await self.put(table, key, value)
         return True
 
     async def delete(self, table: StateTable, key: str) -> None:
         self._changes[table.name][key] = None
+
+    def _stored(self, table: StateTable, key: str) -> bytes | None:
+        changes = self._changes[table.name]
+        return changes[key] if key in changes else self._states[table.name].get(key)
+
+    def _has(self, table: StateTable, key: str) -> bool:
+        return self._stored(table, key) is not None
 
     async def scan(
         self,

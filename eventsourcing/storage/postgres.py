@@ -12,7 +12,8 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC
 from typing import Any, cast
 from uuid import UUID
 
@@ -210,7 +211,8 @@ class PostgresStorage:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[bool]:
-        """See StateStorage.lease. The session's advisory lock dies with its connection."""
+        """See StateStorage.lease. The session's advisory lock dies with its connection; letting go waits
+        for the server, so that the next holder finds it free."""
         with translated():
             connection = await asyncpg.connect(
                 self._url.set(drivername="postgresql").render_as_string(hide_password=False), timeout=10
@@ -220,6 +222,8 @@ class PostgresStorage:
                 ours = bool(await connection.fetchval(_STATES["try_lease"], name))
             yield ours
         finally:
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                await connection.execute(_STATES["release_lease"], name, timeout=5)
             connection.terminate()
 
 
@@ -255,4 +259,6 @@ def _recorded(new: NewEvent, row: asyncpg.Record) -> RecordedEvent:
 def _read_row(row: asyncpg.Record) -> RecordedEvent:
     fields = dict(row)
     fields["event_type"] = _TYPES.get(fields["event_type"], fields["event_type"])
+    if fields["timestamp"].tzinfo is None:  # asyncpg keeps the first and the last moment as infinities
+        fields["timestamp"] = fields["timestamp"].replace(tzinfo=UTC)
     return RecordedEvent.from_store(fields)

@@ -36,4 +36,5 @@ ORDER BY key DESC LIMIT $5
 SELECT pg_try_advisory_lock(17747, hashtext($1))
 
 -- name: release_lease
+-- Refused with a warning by a session that does not hold it.
 SELECT pg_advisory_unlock(17747, hashtext($1))
