@@ -1,7 +1,7 @@
 """DatabasesResource: the sources and targets that jobs may connect to, by name only.
 
 A run's configuration holds names; the addresses come from the settings of the process. Sources are
-files below one directory, the target is one database.
+files below one directory, the target is one database, and the demo has one of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from eventsourcing.errors import NotFoundError
 from resources.siblings import sibling_database
 
 TARGET = "target"
-"""The name under which jobs know the one target, and of its database where none is configured."""
+"""The name under which jobs know the configured target, and of its database where none is configured."""
+
+DEMO_TARGET = "demo-target"
+"""The target of the demo: a database beside the events that every demo makes anew."""
 
 
 class DatabasesResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # its value is itself
@@ -31,10 +34,12 @@ class DatabasesResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # i
         return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
 
     def target_url(self, name: str) -> str:
-        """The URL of the target. Raises NotFoundError for another name than `target`."""
+        """The URL of a target. Raises NotFoundError for another name than these two."""
+        settings = Settings.load()
+        if name == DEMO_TARGET:
+            return sibling_database(settings, DEMO_TARGET.replace("-", "_"))
         if name != TARGET:
             raise NotFoundError("target", name)
-        settings = Settings.load()
         return settings.target_database_url or sibling_database(settings, TARGET)
 
 

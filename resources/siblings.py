@@ -36,6 +36,22 @@ def sibling_database(settings: Settings, name: str) -> str:
     return neighbour.set(database=name).render_as_string(hide_password=False)
 
 
+def recreate_sibling(settings: Settings, name: str) -> None:
+    """Make the database anew and empty; whoever is connected to it is cut off.
+
+    Raises UnavailableError when the server cannot be reached or lets us make none.
+    """
+    neighbour = make_url(event_database_url(settings)).set(drivername=DRIVER)
+    engine = create_engine(neighbour, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    quoted = engine.dialect.identifier_preparer.quote(name)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)"))
+            connection.execute(text(f"CREATE DATABASE {quoted}"))
+    except SQLAlchemyError as error:
+        raise UnavailableError(f"the database {name!r} beside the events cannot be made anew") from error
+
+
 def _embedded(settings: Settings, name: str) -> str:
     server = EmbeddedPostgres(settings.data_dir)
     server.start()

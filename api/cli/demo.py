@@ -7,6 +7,7 @@ through its events, and then proven: statistics, quarantine, sequence, snapshot,
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,8 +15,6 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
-from resources.dagster_home import apply_environment, prepare_dagster_home
-from resources.results import JobResults
 
 from api.cli.demo_data import DemoData, prepare_demo
 from api.cli.demo_watch import watch
@@ -30,6 +29,8 @@ from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import MIGRATION_STATISTICS_MODEL, READ_MODELS
 from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.storage.embedded import EmbeddedPostgres
+from resources.dagster_home import apply_environment, prepare_dagster_home
+from resources.results import JobResults
 
 JOB_TIMEOUT_S = 600
 """How long one job of the demo may take."""
@@ -56,7 +57,7 @@ def demo(
     started = embedded is not None and embedded.start()
     try:
         environment = prepare_dagster_home(settings)
-        apply_environment(environment)
+        apply_environment(os.environ, environment)
         settings = Settings.load()
         data = prepare_demo(settings, users=users)
         ok = asyncio.run(_demo(settings, data))

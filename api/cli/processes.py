@@ -17,11 +17,11 @@ from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 import psutil
-from resources.dagster_home import workspace_file
 from supervisor.xmlrpc import SupervisorTransport
 
 from eventsourcing.config import Settings
 from eventsourcing.errors import ConfigurationError
+from resources.dagster_home import workspace_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import time
 from types import FrameType
 
 import httpx2
-from resources.dagster_home import prepare_dagster_home
 from rich.live import Live
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from api.cli.screen import console
 from eventsourcing.config import Settings
 from eventsourcing.errors import UnavailableError
 from eventsourcing.storage.embedded import EmbeddedPostgres
+from resources.dagster_home import prepare_dagster_home
 
 POLL_S = 0.5
 READY_WITHIN_S = 90

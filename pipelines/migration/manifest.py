@@ -17,7 +17,6 @@ from pipelines.migration.chunks import Chunk, write_private
 from pipelines.migration.errors import StagedDataError
 from pipelines.migration.schema import Table
 
-
 _STATS = {
     "extract": "extraction_stats",
     "transform": "transformation_stats",
