@@ -11,8 +11,18 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from eventsourcing.errors import ConfigurationError
 from eventsourcing.secrets import redact_url
@@ -105,6 +115,16 @@ class Settings(BaseSettings):
     dagster_port: int = Field(default=3000, ge=1, le=65535)
     allow_insecure_bind: bool = False
     """Let the services listen beyond loopback although nobody authenticates."""
+
+    @field_validator("database_url", "dagster_database_url", "target_database_url")
+    @classmethod
+    def _postgresql_only(cls, url: str | None) -> str | None:
+        try:
+            if url is None or make_url(url).get_backend_name() == "postgresql":
+                return url
+        except ArgumentError:
+            pass
+        raise ValueError("not the URL of a PostgreSQL database, as in postgresql+asyncpg://user@host/name")
 
     @model_validator(mode="after")
     def _refuse_open_door(self) -> Settings:
