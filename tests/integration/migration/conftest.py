@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ import sqlalchemy as sa
 
 from eventsourcing import EventStore
 from eventsourcing.events import RecordedEvent
-from pipelines.migration import Mapping, Migration, Progress, parse_mapping
+from eventsourcing.storage.embedded import EmbeddedPostgres
+from pipelines.migration import Mapping, Migration, Progress, StageOutcome, parse_mapping
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
 
-USERS = 400
+USERS = 240
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,9 @@ def panel(tmp_path_factory: pytest.TempPathFactory) -> Panel:
     return Panel(path, generate_legacy_panel(path, users=USERS))
 
 
-@pytest.fixture
-def mapping() -> Mapping:
+def small_chunks() -> Mapping:
     """The demo's mapping in chunks small enough to be many."""
-    return parse_mapping(mapping_path().read_text().replace("rows: 1000", "rows: 100"))
+    return parse_mapping(mapping_path().read_text().replace("rows: 1000", "rows: 60"))
 
 
 @dataclass
@@ -92,15 +93,13 @@ class Lab:
 
 
 @pytest.fixture
-def new_lab(
-    panel: Panel, mapping: Mapping, new_database: Callable[[], str], tmp_path: Path
-) -> Callable[[], Lab]:
+def new_lab(panel: Panel, new_database: Callable[[], str], tmp_path: Path) -> Callable[[], Lab]:
     made: list[Lab] = []
 
     def create() -> Lab:
         url = new_database()
         create_target_schema(url)
-        made.append(Lab(f"sqlite:///{panel.path}", url, tmp_path / f"work-{len(made)}", mapping))
+        made.append(Lab(f"sqlite:///{panel.path}", url, tmp_path / f"work-{len(made)}", small_chunks()))
         return made[-1]
 
     return create
@@ -109,6 +108,35 @@ def new_lab(
 @pytest.fixture
 def lab(new_lab: Callable[[], Lab]) -> Lab:
     return new_lab()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended well, for tests that only look."""
+
+    lab: Lab
+    outcome: StageOutcome
+    events: list[RecordedEvent]
+    progress: list[Progress]
+
+
+@pytest.fixture(scope="session")
+def finished(
+    panel: Panel, postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    postgres_server.ensure_database("finished")
+    url = postgres_server.url("finished")
+    create_target_schema(url)
+    lab = Lab(f"sqlite:///{panel.path}", url, tmp_path_factory.mktemp("finished") / "work", small_chunks())
+    progress: list[Progress] = []
+
+    async def run() -> Finished:
+        async with EventStore(use_memory=True) as store:
+            metadata = {"dagster_run_id": "run-1", "operator": "ada"}
+            migration = lab.migration(store, metadata=metadata, on_progress=progress.append)
+            return Finished(lab, await migration.run(), await all_events(store), progress)
+
+    return asyncio.run(run())
 
 
 async def all_events(store: EventStore) -> list[RecordedEvent]:
