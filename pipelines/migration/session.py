@@ -15,13 +15,13 @@ from typing import Any
 from uuid import UUID
 
 from pipelines.migration.announce import Announcer, EventLog
+from pipelines.migration.compile import compile_plan, tables_of
 from pipelines.migration.context import Reporter, RunContext
 from pipelines.migration.errors import MigrationError, StagedDataError, StageOrderError
 from pipelines.migration.load import refuse_filled_tables
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.mapping import Mapping, load_mapping
 from pipelines.migration.masking import Masker
-from pipelines.migration.plan import compile_plan, tables_of
 from pipelines.migration.source import open_source
 from pipelines.migration.target import Target, open_target
 from pipelines.migration.worktables import (
@@ -102,8 +102,15 @@ class Session:
 
         Raises StageOrderError before `prepare`, MigrationError for another mapping or a run rolled back.
         """
-        mapping = self._load_mapping()
         target = open_target(self.target_url)
+        try:
+            return self._context(target, undoing)
+        except BaseException:
+            target.close()
+            raise
+
+    def _context(self, target: Target, undoing: bool) -> RunContext:
+        mapping = self._load_mapping()
         row, manifest = self._find(target), Manifest.load(self.folder)
         if row is None:
             raise StageOrderError("this", needs="start")
