@@ -257,5 +257,5 @@ def _users_table(metadata: sa.MetaData) -> None:
         sa.Column("edit_at", moment),
         sa.Column("sub_last_user_agent", sa.String(512)),
         sa.Column("auto_delete_in_days", sa.Integer),
-        sa.Column("last_status_change", moment, server_default=sa.func.now()),
+        sa.Column("last_status_change", moment),
     )

@@ -121,7 +121,8 @@ async def _load_chunk(
 ) -> None:
     if loaded_at is None:
         loaded_at = await asyncio.to_thread(_write_chunk, run, entity, chunk, frame, children)
-    await run.announcer.append(migrated_events(run, entity, frame, children, loaded_at))
+    events = await asyncio.to_thread(lambda: [*migrated_events(run, entity, frame, children, loaded_at)])
+    await run.announcer.append(events)
     await asyncio.to_thread(_mark_announced, run, entity, chunk)
 
 

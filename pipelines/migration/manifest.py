@@ -17,7 +17,6 @@ from pipelines.migration.chunks import Chunk, write_private
 from pipelines.migration.errors import StagedDataError
 from pipelines.migration.schema import Table
 
-
 _STATS = {
     "extract": "extraction_stats",
     "transform": "transformation_stats",
@@ -41,6 +40,7 @@ class Manifest:
 
     folder: Path
     source_tables: dict[str, Table]
+    target_tables: dict[str, Table]
     outcomes: dict[str, StageOutcome] = field(default_factory=dict)
     staged: dict[str, dict[str, list[Chunk]]] = field(default_factory=dict)
 
@@ -52,7 +52,7 @@ class Manifest:
             return None
         try:
             fields = json.loads(path.read_bytes())
-            tables = {name: Table.from_json(table) for name, table in fields["source_tables"].items()}
+            sources, targets = (_tables(fields[side]) for side in ("source_tables", "target_tables"))
             outcomes = {
                 stage: StageOutcome(stage, datetime.fromisoformat(item["at"]), item["facts"])
                 for stage, item in fields["outcomes"].items()
@@ -63,13 +63,14 @@ class Manifest:
             }
         except (ValueError, KeyError, TypeError, OSError):
             raise StagedDataError("the manifest of the run cannot be read") from None
-        return cls(folder, tables, outcomes, staged)
+        return cls(folder, sources, targets, outcomes, staged)
 
     def save(self) -> None:
         """Write the whole state in one step."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fields = {
             "source_tables": {name: table.to_json() for name, table in self.source_tables.items()},
+            "target_tables": {name: table.to_json() for name, table in self.target_tables.items()},
             "outcomes": {
                 stage: {"at": outcome.at.isoformat(), "facts": outcome.facts}
                 for stage, outcome in self.outcomes.items()
@@ -85,3 +86,7 @@ class Manifest:
         """The accounting of a stage: for each entity `in`, `out`, `quarantined` and `filtered`."""
         counts: dict[str, dict[str, int]] = self.outcomes[stage].facts[_STATS[stage]]["entities"]
         return counts
+
+
+def _tables(fields: dict[str, Any]) -> dict[str, Table]:
+    return {name: Table.from_json(table) for name, table in fields.items()}

@@ -206,7 +206,8 @@ def parse_mapping(text: str, *, file: str = "mapping") -> Mapping:
     try:
         mapping = Mapping.model_validate(document.data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        found = error.errors(include_url=False, include_input=False)
+        first = min(found, key=lambda item: item["type"] == "missing")  # a key misspelt is missing too
         raise document.error(_path_in(document, first["loc"]), _reason(first)) from None
     mapping._document = document
     mapping._sha256 = hashlib.sha256(text.encode()).hexdigest()

@@ -34,7 +34,7 @@ class PostgresTarget:
     def __init__(self, url: sa.URL) -> None:
         self._url = url
         arguments = {"options": _SESSION, "connect_timeout": 10, "application_name": "esm-migration"}
-        self._engine = sa.create_engine(url, connect_args=arguments, poolclass=sa.NullPool)
+        self._engine = sa.create_engine(url, connect_args=arguments, pool_size=1)
 
     def describe(self) -> dict[str, str]:
         return {"kind": "postgresql", "database": self._url.database or ""}

@@ -22,7 +22,6 @@ from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.mapping import Mapping, load_mapping
 from pipelines.migration.masking import Masker
 from pipelines.migration.plan import compile_plan, tables_of
-from pipelines.migration.schema import Table
 from pipelines.migration.source import open_source
 from pipelines.migration.target import Target, open_target
 from pipelines.migration.worktables import (
@@ -61,22 +60,22 @@ class Session:
             if manifest is None:
                 if row.stage != "start":
                     raise self._no_files()
-                Manifest(self.folder, self._source_tables(mapping)).save()
+                self._reflect(target, mapping).save()
             if row.status in ("running", "failed"):
                 self._take_up(target)
 
     def _create(self, target: Target, mapping: Mapping) -> None:
         """Check everything first, then write: the work tables, the run, its manifest."""
-        sources = self._source_tables(mapping)
+        manifest = self._reflect(target, mapping)
         started_at = datetime.now(UTC).replace(microsecond=0)
-        plan = compile_plan(mapping, sources, target.tables(tables_of(mapping)[1]), started_at)
+        plan = compile_plan(mapping, manifest.source_tables, manifest.target_tables, started_at)
         with target.transaction() as transaction:
             transaction.lock()
             refuse_other_holder(transaction.connection, self.migration_id)
             refuse_filled_tables(transaction, plan)
             create_work_tables(transaction.connection)
             insert_run(transaction.connection, self._new_row(mapping, started_at))
-        Manifest(self.folder, sources).save()
+        manifest.save()
 
     def _take_up(self, target: Target) -> None:
         with target.transaction() as transaction:
@@ -112,10 +111,8 @@ class Session:
         if manifest is None:
             if not undoing:
                 raise self._no_files()
-            manifest = Manifest(self.folder, self._source_tables(mapping))
-        plan = compile_plan(
-            mapping, manifest.source_tables, target.tables(tables_of(mapping)[1]), row.started_at
-        )
+            manifest = self._reflect(target, mapping)
+        plan = compile_plan(mapping, manifest.source_tables, manifest.target_tables, row.started_at)
         return RunContext(
             row=row,
             plan=plan,
@@ -159,8 +156,10 @@ class Session:
             self.mapping = load_mapping(self.mapping)
         return self.mapping
 
-    def _source_tables(self, mapping: Mapping) -> dict[str, Table]:
-        return open_source(self.source_url).tables(tables_of(mapping)[0])
+    def _reflect(self, target: Target, mapping: Mapping) -> Manifest:
+        """The manifest of a run that has done nothing yet: the tables as they are now."""
+        sources, targets = tables_of(mapping)
+        return Manifest(self.folder, open_source(self.source_url).tables(sources), target.tables(targets))
 
     def _find(self, target: Target) -> RunRow | None:
         with target.transaction() as transaction:
