@@ -9,7 +9,6 @@ from pydantic import Field
 
 from resources.databases import TARGET
 
-
 OnFailure = Literal["keep", "rollback"]
 """What a failed stage leads to: everything stays and can be resumed, or is undone in the run."""
 

@@ -2,7 +2,8 @@
 
 A stage that fails has emitted MIGRATION_FAILED. Under `keep` its op fails, and "Re-execute from failure"
 resumes there. Under `rollback` it yields `failed` instead, which is what makes the op `compensate` run:
-Dagster runs nothing after a step that failed. The run fails either way.
+Dagster runs nothing after a step that failed. The run fails either way. The first stage wrote nothing
+when it fails, so its op just fails.
 """
 
 from collections.abc import Awaitable, Callable
@@ -64,7 +65,7 @@ def stage_op(name: str, stage: Stage, description: str, *, first: bool = False) 
                 await migration.start()  # re-executed from a later stage: take the target up again
             outcome = await stage(migration)
         except EventSourcingError as error:
-            await _failed(context, config, migration, error)
+            await _failed(context, migration, error, keep=first or config.on_failure == "keep")
             yield dg.Output(None, "failed", metadata={"error": dg.MetadataValue.text(str(error))})
             return
         if first:
@@ -106,6 +107,8 @@ async def compensate(
     """
     migration_id = migration_id_of(context, config)
     reason = await _failure_of(migration_id, eventing)
+    if reason is None and _stage_failed(context):
+        raise dg.Failure("a stage failed, and the migration has nothing to undo", allow_retries=False)
     if reason is None or config.on_failure == "keep":
         context.log.info("no stage failed: there is nothing to undo")
         return
@@ -168,15 +171,21 @@ def _migration(
 
 
 async def _failed(
-    context: dg.OpExecutionContext, config: MigrateConfig, migration: Migration, error: EventSourcingError
+    context: dg.OpExecutionContext, migration: Migration, error: EventSourcingError, *, keep: bool
 ) -> None:
-    """Record the failure; raise it under `keep`, or while a retry may help."""
+    """Record the failure; raise it when everything is kept, or while a retry may help."""
     if error.retryable and context.retry_number < MAX_RETRIES:
         raise dg.RetryRequested(MAX_RETRIES, seconds_to_wait=2**context.retry_number) from error
     await migration.fail(error)
-    if config.on_failure == "keep":
+    if keep:
         raise dg.Failure(str(error), allow_retries=False) from error
     context.log.error(str(error))
+
+
+def _stage_failed(context: dg.OpExecutionContext) -> bool:
+    outputs = context.instance.get_records_for_run(context.run_id, of_type=dg.DagsterEventType.STEP_OUTPUT)
+    events = [record.event_log_entry.dagster_event for record in outputs.records]
+    return any(event and event.step_output_data.output_name == "failed" for event in events)
 
 
 async def _failure_of(migration_id: str, eventing: EventingResource) -> str | None:

@@ -128,6 +128,13 @@ def test_a_failed_stage_is_undone_in_the_run_when_asked(panel: Panel, run_job: R
     assert _types(f"{MIGRATION}:rollback-1") == ["rollback.initiated", "rollback.completed"]
 
 
+def test_what_never_began_is_not_undone_but_fails(panel: Panel, run_job: RunJob) -> None:
+    panel.sql("INSERT INTO admins (username, hashed_password, is_sudo) VALUES ('somebody', 'x', false)")
+    result = run_job("migrate", {**panel.config, "on_failure": "rollback"})
+    assert _failures(result) == {"start": "target table 'admins' is not empty (on_conflict: fail)"}
+    assert _events() == []
+
+
 def test_a_finished_migration_is_rolled_back_by_its_id(panel: Panel, run_job: RunJob) -> None:
     assert run_job("migrate", panel.config).success
     result = run_job("rollback", _rollback(MIGRATION))
