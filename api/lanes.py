@@ -93,7 +93,7 @@ _lane_environment: dict[str, str] = {}
 def _enter_lane(environment: dict[str, str]) -> None:
     os.setsid()  # Ctrl-C at the server's terminal is for the server, which ends its lanes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late cancel; Dagster handles it while a run executes
-    apply_environment(os.environ, environment)
+    apply_environment(environment)
     _lane_environment.update(environment)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

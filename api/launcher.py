@@ -36,6 +36,7 @@ from dagster import (
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
 from api.lanes import Lane, open_instance, reconstructable_job
+from eventsourcing.canonical import decode, encode
 from eventsourcing.config import Settings
 from resources.dagster_home import prepare_dagster_home
 
@@ -206,7 +207,7 @@ class EmbeddedLauncher:
             job = reconstructable_job(job_name)
             run = self.instance.create_run_for_job(
                 job_def=job.get_definition(),
-                run_config=run_config,
+                run_config=decode(encode(run_config)),  # plain values: Dagster stores no enums of ours
                 tags={**tags, **self.tags()},
                 remote_job_origin=origin.get_job_origin(job_name),
                 job_code_origin=job.get_python_origin(),

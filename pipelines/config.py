@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 from pydantic import Field
 
 from resources.databases import TARGET
 
-
-class OnFailure(StrEnum):
-    """What a failed stage leads to: everything stays and can be resumed, or is undone in the run."""
-
-    KEEP = "keep"
-    ROLLBACK = "rollback"
+OnFailure = Literal["keep", "rollback"]
+"""What a failed stage leads to: everything stays and can be resumed, or is undone in the run."""
 
 
 class MigrateConfig(dg.Config):
@@ -25,7 +20,7 @@ class MigrateConfig(dg.Config):
     source: str = Field(description="Name of a file in the source directory.")
     target: str = Field(default=TARGET, description="Name of the target.")
     migration_id: str | None = Field(default=None, description="Made from the run's id unless given.")
-    on_failure: OnFailure = Field(default=OnFailure.KEEP, description="keep, or rollback in the same run.")
+    on_failure: OnFailure = Field(default="keep", description="keep, or rollback in the same run.")
 
 
 class RollbackConfig(dg.Config):
@@ -58,14 +53,3 @@ class SequenceConfig(dg.Config):
     aggregate_id: str
     expected_sequence: list[str]
     result_id: str | None = Field(default=None, description="Key of the result; the run's id unless given.")
-
-
-MIGRATION_SEQUENCE = [
-    "migration.started",
-    "data.extracted",
-    "data.transformed",
-    "data.validated",
-    "data.imported",
-    "migration.completed",
-]
-"""The stream of a migration that went well, whatever it migrated."""

@@ -1,4 +1,8 @@
-"""The jobs. Each runs in one process: a process a step would cost a second a step."""
+"""The jobs. Each runs in one process: a process a step would cost a second a step.
+
+Ops pass nothing to each other, only the order: so nothing is pickled, and a run can be repeated from any
+op in another process.
+"""
 
 from typing import Any
 
@@ -15,7 +19,6 @@ RESOURCES = {
     "eventing": EventingResource(),
     "databases": DatabasesResource(),
     "workspace": WorkspaceResource(),
-    "io_manager": dg.mem_io_manager,  # the default one writes every output to a file
 }
 
 _IN_PROCESS: dict[str, Any] = {"executor_def": dg.in_process_executor, "resource_defs": RESOURCES}

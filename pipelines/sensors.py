@@ -13,11 +13,14 @@ from collections.abc import Iterator
 import dagster as dg
 
 from eventsourcing.bootstrap import open_system
+from eventsourcing.catalogue import MIGRATION_SEQUENCE
 from eventsourcing.config import Settings
 from eventsourcing.events import EventType, RecordedEvent
 from eventsourcing.query import EventQuery
-from pipelines.config import MIGRATION_SEQUENCE, SequenceConfig, SnapshotConfig
+from pipelines.config import SequenceConfig, SnapshotConfig
 from pipelines.jobs import snapshot, validate_sequence
+
+_SEQUENCE = [str(event_type) for event_type in MIGRATION_SEQUENCE]
 
 BATCH = 20
 """How many events one tick reacts to; the next tick goes on behind them."""
@@ -61,7 +64,7 @@ def _requests(event: RecordedEvent) -> Iterator[dg.RunRequest]:
     tags = {"migration_id": migration_id, "source": "sensor"}
     if event.correlation_id is not None:
         tags["correlation_id"] = str(event.correlation_id)
-    sequence = SequenceConfig(aggregate_id=migration_id, expected_sequence=MIGRATION_SEQUENCE)
+    sequence = SequenceConfig(aggregate_id=migration_id, expected_sequence=_SEQUENCE)
     yield dg.RunRequest(
         run_key=f"validate-{event.position}",
         job_name=validate_sequence.name,

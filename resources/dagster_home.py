@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -46,11 +46,14 @@ def workspace_file() -> Path:
     return packaged if packaged.exists() else packaged.parents[1] / packaged.name
 
 
-def apply_environment(environment: MutableMapping[str, str], changes: dict[str, str]) -> None:
-    """Put the changes into an environment; a `…_FILE` that names the same secret would contradict."""
+def apply_environment(changes: dict[str, str]) -> None:
+    """Make this process and its children load the same settings.
+
+    A `…_FILE` that names one of them is taken out: both together would contradict each other.
+    """
     for name, value in changes.items():
-        environment.pop(f"{name}_FILE", None)
-        environment[name] = value
+        os.environ.pop(f"{name}_FILE", None)
+        os.environ[name] = value
 
 
 def _environment(settings: Settings) -> dict[str, str]:

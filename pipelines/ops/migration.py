@@ -2,7 +2,8 @@
 
 A stage that fails has emitted MIGRATION_FAILED. Under `keep` its op fails, and "Re-execute from failure"
 resumes there. Under `rollback` it yields `failed` instead, which is what makes the op `compensate` run:
-Dagster runs nothing after a step that failed. The run fails either way.
+Dagster runs nothing after a step that failed. The run fails either way. The first stage wrote nothing
+when it fails, so its op just fails.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ import dagster as dg
 from eventsourcing.errors import EventSourcingError
 from eventsourcing.events import EventType
 from eventsourcing.query import EventQuery
-from pipelines.config import MigrateConfig, OnFailure, RollbackConfig
+from pipelines.config import MigrateConfig, RollbackConfig
 from pipelines.migration.context import Progress
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.run import Migration
@@ -56,15 +57,15 @@ def stage_op(name: str, stage: Stage, description: str, *, first: bool = False) 
         workspace: WorkspaceResource,
     ):
         migration_id = migration_id_of(context, config)
+        migration = _migration(context, config, migration_id, eventing, databases, workspace)
         if first:
             await MigrationRequests(eventing.store.storage).keep(migration_id, config)
-        migration = _migration(context, config, migration_id, eventing, databases, workspace)
         try:
             if context.run.parent_run_id is not None:
                 await migration.start()  # re-executed from a later stage: take the target up again
             outcome = await stage(migration)
         except EventSourcingError as error:
-            await _failed(context, config, migration, error)
+            await _failed(context, migration, error, keep=first or config.on_failure == "keep")
             yield dg.Output(None, "failed", metadata={"error": dg.MetadataValue.text(str(error))})
             return
         if first:
@@ -99,10 +100,19 @@ async def compensate(
     databases: DatabasesResource,
     workspace: WorkspaceResource,
 ) -> None:
-    """Undo the migration whose stage failed, then fail the run."""
+    """Undo the migration whose stage failed, then fail the run.
+
+    In a run that repeats only some ops Dagster executes this one although none of them failed: it
+    undoes nothing unless the migration's last event is its failure.
+    """
     migration_id = migration_id_of(context, config)
-    migration = _migration(context, config, migration_id, eventing, databases, workspace)
     reason = await _failure_of(migration_id, eventing)
+    if reason is None and _stage_failed(context):
+        raise dg.Failure("a stage failed, and the migration has nothing to undo", allow_retries=False)
+    if reason is None or config.on_failure == "keep":
+        context.log.info("no stage failed: there is nothing to undo")
+        return
+    migration = _migration(context, config, migration_id, eventing, databases, workspace)
     outcome = await migration.rollback(f"a stage failed: {reason}")
     raise dg.Failure(f"{reason}; rolled back", metadata=stage_metadata(outcome), allow_retries=False)
 
@@ -134,16 +144,23 @@ def _migration(
     databases: DatabasesResource,
     workspace: WorkspaceResource,
 ) -> Migration:
+    """The engine's run with every name resolved. A name that is not configured fails the op."""
     watch = Watch(context)
 
     def on_progress(progress: Progress) -> None:
         watch.check()
         watch.say(f"{progress.stage} {progress.entity}: {progress.done} of {progress.total}")
 
+    try:
+        mapping = workspace.mapping(config.mapping)
+        source_url = databases.source_url(config.source)
+        target_url = databases.target_url(config.target)
+    except EventSourcingError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
     return Migration(
-        workspace.mapping(config.mapping),
-        source_url=databases.source_url(config.source),
-        target_url=databases.target_url(config.target),
+        mapping,
+        source_url=source_url,
+        target_url=target_url,
         store=eventing.store,
         work_dir=workspace.folder(),
         migration_id=migration_id,
@@ -154,24 +171,29 @@ def _migration(
 
 
 async def _failed(
-    context: dg.OpExecutionContext, config: MigrateConfig, migration: Migration, error: EventSourcingError
+    context: dg.OpExecutionContext, migration: Migration, error: EventSourcingError, *, keep: bool
 ) -> None:
-    """Record the failure; raise it under `keep`, or while a retry may help."""
+    """Record the failure; raise it when everything is kept, or while a retry may help."""
     if error.retryable and context.retry_number < MAX_RETRIES:
         raise dg.RetryRequested(MAX_RETRIES, seconds_to_wait=2**context.retry_number) from error
     await migration.fail(error)
-    if config.on_failure is OnFailure.KEEP:
+    if keep:
         raise dg.Failure(str(error), allow_retries=False) from error
     context.log.error(str(error))
 
 
-async def _failure_of(migration_id: str, eventing: EventingResource) -> str:
-    query = EventQuery(
-        aggregate_id=migration_id, event_types=(EventType.MIGRATION_FAILED,), limit=1, backwards=True
-    )
-    async for event in eventing.store.read(query):
-        return str(event.data["error_message"])
-    return "no failure recorded"
+def _stage_failed(context: dg.OpExecutionContext) -> bool:
+    outputs = context.instance.get_records_for_run(context.run_id, of_type=dg.DagsterEventType.STEP_OUTPUT)
+    events = [record.event_log_entry.dagster_event for record in outputs.records]
+    return any(event and event.step_output_data.output_name == "failed" for event in events)
+
+
+async def _failure_of(migration_id: str, eventing: EventingResource) -> str | None:
+    """What the migration failed with, unless it went on since."""
+    async for event in eventing.store.read(EventQuery(aggregate_id=migration_id, limit=1, backwards=True)):
+        if event.event_type == EventType.MIGRATION_FAILED:
+            return str(event.data["error_message"])
+    return None
 
 
 async def _link(context: dg.OpExecutionContext, migration_id: str, eventing: EventingResource) -> None:

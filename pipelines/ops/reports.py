@@ -14,8 +14,11 @@ Metadata = dict[str, dg.MetadataValue[Any]]
 
 def stage_metadata(outcome: StageOutcome) -> Metadata:
     """The facts of a stage: numbers as they are, the counts of its entities as a table."""
-    metadata = value_metadata({name: fact for name, fact in outcome.facts.items() if name != "entities"})
-    entities = outcome.facts.get("entities")
+    facts: dict[str, Any] = {}
+    for name, fact in outcome.facts.items():
+        facts.update(fact if name.endswith("_stats") and isinstance(fact, dict) else {name: fact})
+    entities = facts.pop("entities", None)
+    metadata = value_metadata(facts)
     if isinstance(entities, dict) and entities:
         metadata["entities"] = _entity_table(entities)
     return metadata

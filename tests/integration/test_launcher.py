@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from uuid import uuid4
 
 import dagster as dg
@@ -21,8 +24,10 @@ from eventsourcing.config import Settings
 from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.testing import a_migration
+from resources.dagster_home import prepare_dagster_home
 from resources.results import JobResults
 
+ROOT = Path(__file__).parents[2]
 WAIT_S = 30.0
 
 
@@ -141,6 +146,49 @@ async def test_a_lane_that_died_idle_costs_no_run(launcher: EmbeddedLauncher) ->
     await _until(lambda: not _runs(pid))
     run_id = await launcher.submit("snapshot", _snapshot("r-3"), {})
     assert await launcher.wait(run_id, WAIT_S) is True
+
+
+async def test_lanes_end_with_a_server_that_is_killed(settings: Settings) -> None:
+    """kill -9 of a server: its lanes exit, and the next server on the host fails the run."""
+    environment = await asyncio.to_thread(prepare_dagster_home, settings)
+    async with _slow_replay(settings) as config:
+        server = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _SERVER,
+            json.dumps(config),
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert server.stdout is not None
+        run_id, *pids = (await server.stdout.readline()).decode().split()
+        server.kill()
+        await server.wait()
+        await _until(lambda: not any(_runs(int(pid)) for pid in pids))
+    next_server = EmbeddedLauncher(settings)
+    await next_server.start()
+    assert _status(next_server, run_id) is dg.DagsterRunStatus.FAILURE
+    await next_server.stop()
+
+
+_SERVER = """
+import asyncio, json, sys
+from api.launcher import EmbeddedLauncher
+from eventsourcing.config import Settings
+
+async def serve():
+    launcher = EmbeddedLauncher(Settings.load())
+    await launcher.start()
+    run_id = await launcher.submit("replay", json.loads(sys.argv[1]), {})
+    while not launcher.instance.get_run_by_id(run_id).status.value == "STARTED":
+        await asyncio.sleep(0.05)
+    print(run_id, *(lane.pid for lane in launcher.lanes if lane.pid), flush=True)
+    await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(serve())
+"""
 
 
 async def test_a_next_server_fails_the_runs_of_a_dead_one_and_ends_its_own(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -41,10 +42,10 @@ def append(data_dir: Path) -> Append:
 def run_job(data_dir: Path) -> RunJob:
     """Run a job in this process, on an instance that ends with the test."""
 
-    def run(name: str, run_config: object, *, instance: dg.DagsterInstance | None = None) -> object:
+    def run(name: str, run_config: Any, *, instance: dg.DagsterInstance | None = None) -> Any:
         job = defs.resolve_job_def(name)
         with contextlib.ExitStack() as stack:
             used = instance or stack.enter_context(dg.DagsterInstance.ephemeral())
             return job.execute_in_process(run_config=run_config, instance=used, raise_on_error=False)
 
-    return run  # type: ignore[return-value]  # typed by its alias
+    return run

@@ -8,10 +8,10 @@ from typing import Any
 import dagster as dg
 
 from eventsourcing.bootstrap import open_system
+from eventsourcing.catalogue import MIGRATION_SEQUENCE
 from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.snapshots import newest_snapshot
 from eventsourcing.testing import a_migration
-from pipelines.config import MIGRATION_SEQUENCE
 from resources.results import JobResults
 from tests.pipelines.conftest import Append, RunJob
 
@@ -74,7 +74,7 @@ def test_a_sequence_is_validated(append: Append, run_job: RunJob) -> None:
     config = _ops(
         "validate_sequence",
         aggregate_id="migration-123",
-        expected_sequence=MIGRATION_SEQUENCE,
+        expected_sequence=[str(event_type) for event_type in MIGRATION_SEQUENCE],
         result_id="r-3",
     )
     assert run_job("validate_sequence", config).success
