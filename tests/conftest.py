@@ -5,10 +5,13 @@ A backend that cannot run here is skipped with its reason; with REQUIRE_BACKENDS
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,6 +22,7 @@ from sqlalchemy.pool import NullPool
 from eventsourcing import EventStore
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
+from eventsourcing.storage.schema import upgrade
 
 REQUIRE_ALL = os.environ.get("REQUIRE_BACKENDS") == "all"
 
@@ -57,37 +61,65 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
 @pytest.fixture(scope="session")
 def administration(postgres_server: EmbeddedPostgres) -> Iterator[Connection]:
     """A connection that makes and drops databases. No test here loses power: syncing is off."""
-    engine = create_engine(
-        postgres_server.url("postgres", driver="psycopg2"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
+    with connected(postgres_server, "postgres") as connection:
         connection.execute(text("ALTER SYSTEM SET fsync = off"))
         connection.execute(text("SELECT pg_reload_conf()"))
         yield connection
-    engine.dispose()
 
 
 @pytest.fixture(scope="session")
 def emptied(postgres_server: EmbeddedPostgres, administration: Connection) -> Iterator[Callable[[], str]]:
-    """Empty the one shared database each call; its URL. Making a database costs ten times as much."""
+    """Empty one shared database each call; its URL. Making a database costs ten times as much."""
     postgres_server.ensure_database("shared")
+    with connected(postgres_server, "shared") as connection:
+
+        def empty() -> str:
+            connection.execute(text(DISCONNECT_OTHERS))
+            connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+            return postgres_server.url("shared")
+
+        yield empty
+
+
+@pytest.fixture(scope="session")
+def cleared(postgres_server: EmbeddedPostgres, administration: Connection) -> Iterator[Callable[[], str]]:
+    """Clear one shared event store each call; its URL. For tests that leave the schema as it is."""
+    postgres_server.ensure_database("shared_store")
+    with ThreadPoolExecutor(1) as pool:  # a loop may run in this thread already
+        pool.submit(asyncio.run, upgrade(postgres_server.url("shared_store"))).result()
+    with connected(postgres_server, "shared_store") as connection:
+
+        def clear() -> str:
+            connection.execute(text(DISCONNECT_OTHERS))
+            connection.execute(text(CLEAR))
+            return postgres_server.url("shared_store")
+
+        yield clear
+
+
+DISCONNECT_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+CLEAR = """
+ALTER TABLE events DISABLE TRIGGER USER;
+TRUNCATE events, states;
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_hold_horizon;
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_refuse_change;
+ALTER TABLE events ENABLE ALWAYS TRIGGER events_refuse_truncate;
+ALTER SEQUENCE event_positions RESTART;
+SELECT nextval('event_positions')
+"""
+
+
+@contextmanager
+def connected(server: EmbeddedPostgres, database: str) -> Iterator[Connection]:
+    """A connection of its superuser to a database, each statement a transaction."""
     engine = create_engine(
-        postgres_server.url("shared", driver="psycopg2"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+        server.url(database, driver="psycopg2"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
     )
-
-    def empty() -> str:
-        with engine.connect() as connection:
-            connection.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = 'shared' AND pid <> pg_backend_pid()"
-                )
-            )
-            connection.execute(text("DROP SCHEMA public CASCADE"))
-            connection.execute(text("CREATE SCHEMA public"))
-        return postgres_server.url("shared")
-
-    yield empty
+    with engine.connect() as connection:
+        yield connection
     engine.dispose()
 
 
@@ -114,13 +146,19 @@ def database_url(emptied: Callable[[], str]) -> str:
     return emptied()
 
 
+@pytest.fixture
+def store_url(cleared: Callable[[], str]) -> str:
+    """The URL of an event store without events on PostgreSQL; the same one throughout a test."""
+    return cleared()
+
+
 @pytest.fixture(params=["memory", "postgres"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
     """An empty store on every storage in turn."""
     if request.param == "memory":
         made = EventStore(use_memory=True)
     else:
-        made = EventStore(storage=PostgresStorage(request.getfixturevalue("database_url")))
+        made = EventStore(storage=PostgresStorage(request.getfixturevalue("store_url")))
     async with made:
         yield made
 

@@ -184,8 +184,8 @@ def in_memory() -> EventStore:
 
 
 @pytest.fixture
-def on_postgres(emptied: Callable[[], str]) -> MakeStore:
-    return lambda: EventStore(storage=PostgresStorage(emptied()))
+def on_postgres(cleared: Callable[[], str]) -> MakeStore:
+    return lambda: EventStore(storage=PostgresStorage(cleared()))
 
 
 def test_the_memory_storage_answers_like_a_dictionary() -> None:

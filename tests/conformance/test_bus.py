@@ -41,7 +41,7 @@ class Transported:
 async def transported(request: pytest.FixtureRequest) -> AsyncIterator[Transported]:
     """Every transport that delivers what a store holds."""
     store = (
-        EventStore(storage=PostgresStorage(request.getfixturevalue("database_url")))
+        EventStore(storage=PostgresStorage(request.getfixturevalue("store_url")))
         if request.param == "store-on-postgres"
         else EventStore(use_memory=True)
     )
