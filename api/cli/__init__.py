@@ -1,28 +1,54 @@
-"""`esm`, the command line. Every failure is one line on stderr and a non-zero exit."""
+"""`esm`, the command line. Every failure is one line on stderr and a non-zero exit.
+
+A command's module is imported when the command is called: looking at events needs no Dagster.
+"""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from api.cli import db, demo, events, migrate, up, worker
 from eventsourcing.errors import EventSourcingError
 from eventsourcing.secrets import redact_url
 
+MODULES = {
+    "demo": "api.cli.demo",
+    "up": "api.cli.up",
+    "down": "api.cli.down",
+    "worker": "api.cli.worker",
+    "migrate": "api.cli.migrate",
+    "events": "api.cli.events",
+    "db": "api.cli.db",
+}
+"""Command → the module whose `app` it is, in the order of the help."""
+
+
+class LazyCommands(TyperGroup):
+    """The commands of `MODULES`, each imported when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is given
+        return list(MODULES)
+
+    def get_command(self, ctx: Any, name: str) -> Any:  # noqa: ARG002 - the signature is given
+        if name not in MODULES:
+            return None
+        command = typer.main.get_command(import_module(MODULES[name]).app)
+        command.name = name
+        return command
+
+
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Move users and admins from a legacy system to a new one, and prove what happened to each.",
+    cls=LazyCommands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-app.command("demo")(demo.demo)
-app.command("up")(up.up)
-app.command("down")(up.down)
-app.command("worker")(worker.worker)
-app.add_typer(migrate.app, name="migrate")
-app.add_typer(events.app, name="events")
-app.add_typer(db.app, name="db")
+
+
+@app.callback()
+def esm() -> None:
+    """Move users and admins from a legacy system to a new one, and prove what happened to each."""
 
 
 def main() -> None:

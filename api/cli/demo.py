@@ -7,7 +7,6 @@ through its events, and then proven: statistics, quarantine, sequence, snapshot,
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -47,6 +46,10 @@ SHOWN_STATISTICS = (
 )
 
 
+app = typer.Typer()
+
+
+@app.command()
 def demo(
     users: Annotated[int, typer.Option(min=100, help="How many legacy users to generate.")] = 5000,
 ) -> None:
@@ -57,7 +60,7 @@ def demo(
     started = embedded is not None and embedded.start()
     try:
         environment = prepare_dagster_home(settings)
-        apply_environment(os.environ, environment)
+        apply_environment(environment)
         settings = Settings.load()
         data = prepare_demo(settings, users=users)
         ok = asyncio.run(_demo(settings, data))

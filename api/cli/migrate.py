@@ -22,6 +22,11 @@ from resources.workspace import WorkspaceResource
 app = typer.Typer(no_args_is_help=True, help="Migrations, run from here.")
 
 
+@app.callback()
+def migrations() -> None:
+    """Migrations, run from here."""
+
+
 class Bars:
     """A bar for each stage and entity, fed from whatever thread the engine works in."""
 

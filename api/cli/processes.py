@@ -164,7 +164,8 @@ def refuse_used_ports(programs: list[Process], host: str) -> None:
 def _holder(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
+            if listens and connection.pid:
                 return f"process {connection.pid}, {psutil.Process(connection.pid).name()}, listens on it"
     except psutil.Error:
         pass

@@ -1,4 +1,4 @@
-"""`esm up` and `esm down`: everything on one machine, supervised, and stopped cleanly."""
+"""`esm up`: everything on one machine, supervised, and stopped cleanly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from types import FrameType
 
 import httpx2
+import typer
 from rich.live import Live
 from rich.table import Table
 
@@ -33,6 +34,10 @@ class _Stop:
         self.asked = True
 
 
+app = typer.Typer()
+
+
+@app.command()
 def up() -> None:
     """Serve everything on this machine: services, worker, Dagster's UI and daemon. Ctrl-C stops it."""
     settings = Settings.load()
@@ -55,14 +60,6 @@ def up() -> None:
         if embedded is not None:
             embedded.stop()
     console.print("Stopped.")
-
-
-def down() -> None:
-    """Stop what `esm up` runs on this data directory."""
-    if Supervisor(Settings.load()).shutdown():
-        console.print("Stopping; `esm up` ends when everything has.")
-    else:
-        console.print("Nothing is up.")
 
 
 def _watch(settings: Settings, supervisor: Supervisor, programs: list[Process], stop: _Stop) -> None:

@@ -6,11 +6,16 @@ import asyncio
 import logging
 import signal
 
+import typer
+
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from eventsourcing.worker import run_worker
 
+app = typer.Typer()
 
+
+@app.command()
 def worker() -> None:
     """Run read models, relay and handlers until SIGTERM or Ctrl-C."""
     settings = Settings.load()
