@@ -101,5 +101,8 @@ def _refuse_unencodable(value: Any, path: str, depth: int = 0) -> None:
 def _refuse_text(text: str, path: str) -> None:
     if "\x00" in text:
         raise InvalidEventError("text must not contain NUL", field=path)
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise InvalidEventError("text must not contain lone surrogates", field=path)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidEventError("text must not contain lone surrogates", field=path) from None
