@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pipelines.migration.context import Progress as StageProgress
+from pipelines.migration.errors import SourceError
+from pipelines.migration.run import Migration
 from resources.workspace import WorkspaceResource
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from api.cli.screen import console, pairs
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
-from pipelines.migration.context import Progress as StageProgress
-from pipelines.migration.errors import SourceError
-from pipelines.migration.run import Migration
 
 app = typer.Typer(no_args_is_help=True, help="Migrations, run from here.")
 

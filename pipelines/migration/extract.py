@@ -46,6 +46,9 @@ def _extract_entity(run: RunContext, entity: EntityPlan, snapshot: Snapshot) -> 
         entity.source, key=entity.mapping.key, columns=entity.columns, rows=run.plan.mapping.chunk.rows
     )
     for number, frame in enumerate(frames):
+        if frame[entity.mapping.key].null_count():
+            reason = f"rows of {entity.source.name!r} have a key that is not of its column's type"
+            raise SourceError(reason, stage="extract")
         run.write("extract", entity.name, number, frame)
         done += frame.height
         run.progress("extract", entity.name, done, total)

@@ -26,7 +26,13 @@ from pipelines.migration.records import migrated_events
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Table
 from pipelines.migration.target import TargetTransaction
-from pipelines.migration.worktables import any_chunk_loaded, chunks, loaded_chunks, mark_chunk
+from pipelines.migration.worktables import (
+    any_chunk_loaded,
+    chunks,
+    loaded_chunks,
+    mark_chunk,
+    refuse_unless_running,
+)
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,7 @@ def _write_chunk(
         if there is not None:
             loaded_at: datetime = there.loaded_at
             return loaded_at
+        refuse_unless_running(transaction.connection, run.migration_id)
         for rows in (parent, *families):
             transaction.copy_in(rows.table.name, rows.frame)
         for rows in (parent, *families):

@@ -8,20 +8,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from pipelines.migration.announce import Announcer, EventLog
+from pipelines.migration.compile import compile_plan, tables_of
 from pipelines.migration.context import Reporter, RunContext
 from pipelines.migration.errors import MigrationError, StagedDataError, StageOrderError
 from pipelines.migration.load import refuse_filled_tables
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.mapping import Mapping, load_mapping
 from pipelines.migration.masking import Masker
-from pipelines.migration.plan import compile_plan, tables_of
+from pipelines.migration.plan import Plan
 from pipelines.migration.source import open_source
 from pipelines.migration.target import Target, open_target
 from pipelines.migration.worktables import (
@@ -47,6 +48,8 @@ class Session:
     secret: str
     metadata: dict[str, Any]
     reporter: Reporter
+    _kept_target: Target | None = field(default=None, init=False)
+    _kept_plan: tuple[Any, Plan] | None = field(default=None, init=False)
 
     def prepare(self) -> None:
         """Create the run, or take it up: after it the run is there, and holds the target."""
@@ -68,7 +71,7 @@ class Session:
         """Check everything first, then write: the work tables, the run, its manifest."""
         manifest = self._reflect(target, mapping)
         started_at = datetime.now(UTC).replace(microsecond=0)
-        plan = compile_plan(mapping, manifest.source_tables, manifest.target_tables, started_at)
+        plan = self._plan(mapping, manifest, started_at)
         with target.transaction() as transaction:
             transaction.lock()
             refuse_other_holder(transaction.connection, self.migration_id)
@@ -102,8 +105,15 @@ class Session:
 
         Raises StageOrderError before `prepare`, MigrationError for another mapping or a run rolled back.
         """
+        target = self._open_target()
+        try:
+            return self._context(target, undoing)
+        except BaseException:
+            target.close()
+            raise
+
+    def _context(self, target: Target, undoing: bool) -> RunContext:
         mapping = self._load_mapping()
-        target = open_target(self.target_url)
         row, manifest = self._find(target), Manifest.load(self.folder)
         if row is None:
             raise StageOrderError("this", needs="start")
@@ -112,10 +122,9 @@ class Session:
             if not undoing:
                 raise self._no_files()
             manifest = self._reflect(target, mapping)
-        plan = compile_plan(mapping, manifest.source_tables, manifest.target_tables, row.started_at)
         return RunContext(
             row=row,
-            plan=plan,
+            plan=self._plan(mapping, manifest, row.started_at),
             target=target,
             manifest=manifest,
             announcer=Announcer(self.store, row, self.metadata),
@@ -161,6 +170,19 @@ class Session:
         sources, targets = tables_of(mapping)
         return Manifest(self.folder, open_source(self.source_url).tables(sources), target.tables(targets))
 
+    def _plan(self, mapping: Mapping, manifest: Manifest, now: datetime) -> Plan:
+        """The compiled plan, made once for the same tables and moment."""
+        made_of = (manifest.source_tables, manifest.target_tables, now)
+        if self._kept_plan is None or self._kept_plan[0] != made_of:
+            self._kept_plan = (made_of, compile_plan(mapping, *made_of))
+        return self._kept_plan[1]
+
+    def _open_target(self) -> Target:
+        """The target: after a `close` it connects anew, and it keeps its compiled statements."""
+        if self._kept_target is None:
+            self._kept_target = open_target(self.target_url)
+        return self._kept_target
+
     def _find(self, target: Target) -> RunRow | None:
         with target.transaction() as transaction:
             return find_run(transaction.connection, self.migration_id)
@@ -170,7 +192,7 @@ class Session:
 
     @contextmanager
     def _target(self) -> Iterator[Target]:
-        target = open_target(self.target_url)
+        target = self._open_target()
         try:
             yield target
         finally:

@@ -33,7 +33,9 @@ class SqliteSource:
 
     def _connect(self) -> sqlite3.Connection:
         uri = f"file:{quote(str(self._path.resolve()))}?mode=ro"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        connection.text_factory = _text_or_bytes
+        return connection
 
     def describe(self) -> dict[str, str]:
         return {"kind": "sqlite", "database": self._path.name}
@@ -121,6 +123,14 @@ _STORED: dict[str, tuple[type | tuple[type, ...], pl.DataType]] = {
     "float": ((int, float), pl.Float64()),
     "binary": (bytes, pl.Binary()),
 }
+
+
+def _text_or_bytes(raw: bytes) -> str | bytes:
+    """Text that is not UTF-8 stays bytes, which no text column takes."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def _as_it_is(raw: pl.Series) -> pl.Series:

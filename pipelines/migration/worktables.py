@@ -14,7 +14,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from pipelines.migration.errors import TargetBusyError
+from pipelines.migration.errors import MigrationError, TargetBusyError
 
 LEASE_S = 60
 """How long a run holds the target after its last sign of life, in seconds."""
@@ -110,6 +110,13 @@ def find_run(connection: sa.Connection, migration_id: str) -> RunRow | None:
     statement = sa.select(*_RUN_COLUMNS).where(runs.c.migration_id == migration_id)
     row = connection.execute(statement).one_or_none()
     return RunRow(**row._mapping) if row else None
+
+
+def refuse_unless_running(connection: sa.Connection, migration_id: str) -> None:
+    """Raise MigrationError when the run was ended meanwhile, by a rollback or by `fail`."""
+    status = connection.scalar(sa.select(runs.c.status).where(runs.c.migration_id == migration_id))
+    if status != "running":
+        raise MigrationError(f"migration {migration_id!r} is {status}, no longer running", stage="load")
 
 
 def refuse_other_holder(connection: sa.Connection, migration_id: str) -> None:

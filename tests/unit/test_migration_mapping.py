@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.migration import Mapping, MappingError, load_mapping, parse_mapping
+from pipelines.migration.compile import compile_plan
 from pipelines.migration.legacy_panel import mapping_path
-from pipelines.migration.plan import compile_plan
 from pipelines.migration.schema import Column, Table, Unique
 
 GOOD = """\

@@ -89,3 +89,8 @@ def test_values_of_another_type_become_null_and_are_named() -> None:
     )
     assert frame["_ill_typed"].to_list() == [None, "n,b,t", None]
     assert frame["f"].to_list() == [1.0, 2.5, None]
+
+
+def test_text_that_is_not_utf_8_is_ill_typed() -> None:
+    frame = _frame([Column("t", "text", "text")], [("ok",), (b"\xff",)])
+    assert frame["_ill_typed"].to_list() == [None, "t"]

@@ -145,7 +145,7 @@ def test_no_algorithm_is_no_silent_default() -> None:
     ],
 )
 def test_the_status_is_what_the_panel_would_show(row: tuple[Any, ...], status: str) -> None:
-    schema = {
+    schema: dict[str, Any] = {
         "enabled": pl.Boolean,
         "activated": pl.Boolean,
         "strategy": pl.String,

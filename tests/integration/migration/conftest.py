@@ -3,93 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from eventsourcing import EventStore
-from eventsourcing.events import RecordedEvent
 from eventsourcing.storage.embedded import EmbeddedPostgres
-from pipelines.migration import Mapping, Migration, Progress, StageOutcome, parse_mapping
-from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
-
-USERS = 240
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A generated legacy database, and how many records each class of defect must quarantine."""
-
-    path: Path
-    expected: dict[str, int]
+from pipelines.migration import Progress
+from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel
+from tests.integration.migration.lab import USERS, Finished, Lab, Panel, all_events, small_chunks
 
 
 @pytest.fixture(scope="session")
 def panel(tmp_path_factory: pytest.TempPathFactory) -> Panel:
     path = tmp_path_factory.mktemp("legacy") / "legacy.db"
     return Panel(path, generate_legacy_panel(path, users=USERS))
-
-
-def small_chunks() -> Mapping:
-    """The demo's mapping in chunks small enough to be many."""
-    return parse_mapping(mapping_path().read_text().replace("rows: 1000", "rows: 60"))
-
-
-@dataclass
-class Lab:
-    """One target and one work folder, and migrations that share them."""
-
-    source_url: str
-    target_url: str
-    work_dir: Path
-    mapping: Mapping
-
-    def migration(
-        self,
-        store: Any,
-        migration_id: str = "migration-1",
-        *,
-        mapping: Mapping | Path | None = None,
-        source_url: str | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> Migration:
-        return Migration(
-            mapping or self.mapping,
-            source_url=source_url or self.source_url,
-            target_url=self.target_url,
-            store=store,
-            work_dir=self.work_dir,
-            migration_id=migration_id,
-            secret="a configured secret",
-            metadata=metadata,
-            on_progress=on_progress,
-        )
-
-    def execute(self, statement: str) -> list[Any]:
-        """Run one statement on the target, as somebody else would."""
-        engine = sa.create_engine(self.target_url.replace("+asyncpg", "+psycopg2"), poolclass=sa.NullPool)
-        with engine.begin() as connection:
-            result = connection.execute(sa.text(statement))
-            return [tuple(row) for row in result] if result.returns_rows else []
-
-    def dump(self) -> dict[str, str]:
-        """The hash of each table in key order, work tables aside."""
-        tables = ("admins", "users", "proxies")
-        return {
-            name: hashlib.sha256(
-                repr(self.execute(f"SELECT t::text FROM {name} t ORDER BY id")).encode()
-            ).hexdigest()
-            for name in tables
-        }
-
-    def rows(self, table: str) -> int:
-        return int(self.execute(f"SELECT count(*) FROM {table}")[0][0])
 
 
 @pytest.fixture
@@ -110,16 +39,6 @@ def lab(new_lab: Callable[[], Lab]) -> Lab:
     return new_lab()
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A run that ended well, for tests that only look."""
-
-    lab: Lab
-    outcome: StageOutcome
-    events: list[RecordedEvent]
-    progress: list[Progress]
-
-
 @pytest.fixture(scope="session")
 def finished(
     panel: Panel, postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
@@ -137,35 +56,3 @@ def finished(
             return Finished(lab, await migration.run(), await all_events(store), progress)
 
     return asyncio.run(run())
-
-
-async def all_events(store: EventStore) -> list[RecordedEvent]:
-    return [event async for event in store.get_all_events()]
-
-
-_VARYING = {"duration_seconds", "rows_per_second", "target_config"}
-_OURS = {
-    "started_at",
-    "checked_at",
-    "extracted_at",
-    "transformed_at",
-    "validated_at",
-    "imported_at",
-    "completed_at",
-}
-_OURS |= {"migrated_at", "converted_at", "quarantined_at"}
-
-
-def comparable_events(events: list[RecordedEvent]) -> list[Any]:
-    """The events without what may differ between two runs: ids, times, durations, rates, database name."""
-    return sorted(
-        (event.aggregate_id, event.event_version, event.event_type, repr(_without_times(event.data)))
-        for event in events
-    )
-
-
-def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        kept = sorted(value.items())
-        return {key: _without_times(inner) for key, inner in kept if key not in _VARYING | _OURS}
-    return [_without_times(inner) for inner in value] if isinstance(value, list) else value

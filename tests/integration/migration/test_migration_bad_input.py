@@ -18,7 +18,7 @@ from pipelines.migration import (
     parse_mapping,
 )
 from pipelines.migration.legacy_panel import generate_legacy_panel, mapping_path
-from tests.integration.migration.conftest import Lab
+from tests.integration.migration.lab import Lab
 
 
 async def refused(lab: Lab, error: type[MigrationError], **changes: object) -> str:

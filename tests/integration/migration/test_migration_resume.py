@@ -14,7 +14,7 @@ import pytest
 from eventsourcing import EventStore, EventStoreConfig
 from eventsourcing.events import BaseEvent, RecordedEvent
 from pipelines.migration import Progress
-from tests.integration.migration.conftest import Finished, Lab, all_events, comparable_events
+from tests.integration.migration.lab import Finished, Lab, all_events, comparable_events
 
 REPOSITORY = Path(__file__).parents[3]
 

@@ -7,7 +7,7 @@ import pytest
 from eventsourcing import EventStore
 from eventsourcing.events import EventType
 from pipelines.migration import MigrationError, Progress
-from tests.integration.migration.conftest import Lab, all_events
+from tests.integration.migration.lab import Lab, all_events
 
 
 async def test_a_rollback_empties_the_target_and_tells_every_record(lab: Lab) -> None:

@@ -16,7 +16,7 @@ from eventsourcing import EventStore
 from eventsourcing.events import EventType
 from pipelines.migration import StageOrderError, ThresholdExceededError, parse_mapping
 from pipelines.migration.legacy_panel import DEFECTS, found_defects, mapping_path
-from tests.integration.migration.conftest import USERS, Finished, Lab, Panel
+from tests.integration.migration.lab import USERS, Finished, Lab, Panel
 
 SEQUENCE = [
     EventType.MIGRATION_STARTED,
