@@ -9,7 +9,8 @@ run at a time. Never in a thread of a server, where two runs block each other fo
   start with their first run.
 - A lane that is killed fails its run at once and is replaced. When the server itself is killed, its
   lanes end with it, and the next server on the host fails the runs that they left.
-- `cancel` interrupts the run; what has not begun never begins.
+- `cancel` asks the run to end, its loops obey within half a second and leave their rows in order, and
+  what does not is interrupted. What has not begun never begins.
 
 Dagster's private modules are used here and in `lanes.py` only; the version is pinned to one minor.
 """
@@ -46,6 +47,9 @@ LOCATION = "migration"
 SHORT_JOBS = frozenset({"snapshot", "validate_sequence"})
 LONG_LANES = 2
 """How many migrations and replays one server runs at once."""
+
+_GRACE_S = 2.0
+"""How long a cancelled run may take to end in good order, its own rows included, before it is interrupted."""
 
 _STOP_S = 5.0
 """How long a stopping server waits for its runs to end in good order."""
@@ -98,6 +102,7 @@ class EmbeddedLauncher:
         self.lanes: list[Lane] = []
         self._workers: list[asyncio.Task[None]] = []
         self._ended: dict[str, asyncio.Future[bool]] = {}
+        self._insisting: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """See Launcher. Runs that a dead server of this host left unfinished are failed first."""
@@ -151,7 +156,15 @@ class EmbeddedLauncher:
             await self._end(run_id, "cancelled before it began", canceled=True)
             return
         await asyncio.to_thread(self._tell_to_end, run_id)
-        if lane is not None and lane.running == run_id and lane.pid is not None:
+        if lane is not None:
+            insisting = asyncio.create_task(self._insist(lane, run_id))
+            self._insisting.add(insisting)
+            insisting.add_done_callback(self._insisting.discard)
+
+    async def _insist(self, lane: Lane, run_id: str) -> None:
+        """Interrupt a run that does not end by itself."""
+        await self.wait(run_id, _GRACE_S)
+        if lane.running == run_id and lane.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(lane.pid, signal.SIGINT)
 

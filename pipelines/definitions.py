@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipelines.jobs import JOBS, RESOURCES
+from pipelines.jobs import JOBS, RESOURCES, STAGES
 from pipelines.schedules import nightly_replay
 from pipelines.sensors import completed_migrations
 
 _REPLAYED = ("all", "aggregate", "type", "correlation")
+_PLOTS = [
+    *(dg.AssetSpec(["migration", stage.name], description=stage.description) for stage in STAGES),
+    *(dg.AssetSpec(["replay", kind], description=f"Replays of {kind}.") for kind in _REPLAYED),
+]
+"""What is observed rather than made: the numbers of each stage and of each replay, run by run."""
 
 defs = dg.Definitions(
     jobs=JOBS,
     schedules=[nightly_replay],
     sensors=[completed_migrations],
-    assets=[
-        dg.AssetSpec(["replay", kind], description=f"Replays of {kind}: counts and rate, run by run.")
-        for kind in _REPLAYED
-    ],
+    assets=_PLOTS,
     resources=RESOURCES,
 )

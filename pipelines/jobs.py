@@ -23,7 +23,7 @@ RESOURCES = {
 
 _IN_PROCESS: dict[str, Any] = {"executor_def": dg.in_process_executor, "resource_defs": RESOURCES}
 
-_STAGES = (
+STAGES = (
     stages.start,
     stages.check_schema,
     stages.extract,
@@ -37,13 +37,13 @@ _STAGES = (
 
 @dg.config_mapping
 def _same_for_every_stage(config: MigrateConfig) -> dg.RunConfig:
-    return dg.RunConfig(ops={stage.name: config for stage in (*_STAGES, stages.compensate)})
+    return dg.RunConfig(ops={stage.name: config for stage in (*STAGES, stages.compensate)})
 
 
 @dg.job(config=_same_for_every_stage, **_IN_PROCESS, tags={"owner": "migration"})
 def migrate() -> None:
     """Move users and admins from a source into the target, every step an event."""
-    first, *rest = _STAGES
+    first, *rest = STAGES
     done, failed = first()
     failures = [failed]
     for stage in rest:

@@ -17,7 +17,7 @@ from pipelines.config import MigrateConfig, RollbackConfig
 from pipelines.migration.context import Progress
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.run import Migration
-from pipelines.ops.reports import stage_metadata
+from pipelines.ops.reports import plotted, stage_metadata
 from pipelines.requests import MigrationRequests
 from pipelines.watch import Watch
 from resources.databases import DatabasesResource
@@ -70,7 +70,9 @@ def stage_op(name: str, stage: Stage, description: str, *, first: bool = False) 
             return
         if first:
             await _link(context, migration_id, eventing)
-        yield dg.Output(None, "done", metadata=stage_metadata(outcome))
+        metadata = stage_metadata(outcome)
+        context.log_event(plotted(["migration", name], metadata))
+        yield dg.Output(None, "done", metadata=metadata)
 
     return run_stage
 

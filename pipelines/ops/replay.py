@@ -10,7 +10,7 @@ from eventsourcing.errors import EventSourcingError, InvalidEventError
 from eventsourcing.replay import EventReplay, require_events
 from eventsourcing.replays import ReplayJournal, ReplayRequest, run_replay
 from pipelines.config import ReplayConfig, SequenceConfig, SnapshotConfig
-from pipelines.ops.reports import result_metadata, value_metadata
+from pipelines.ops.reports import plotted, result_metadata, value_metadata
 from pipelines.watch import Watch
 from resources.eventing import EventingResource
 from resources.results import JobResults
@@ -42,11 +42,13 @@ async def replay_events(
 
 def report_replay(context: dg.OpExecutionContext, row: dict[str, Any]) -> None:
     """Put a replay's row beside its run, its numbers in a plot; fail the run unless it completed."""
-    numbers = {name: row[name] for name in ("processed_events", "failed_events", "rate", "duration")}
-    context.log_event(dg.AssetObservation(["replay", row["replay_type"]], metadata=value_metadata(numbers)))
+    numbers = value_metadata(
+        {name: row[name] for name in ("processed_events", "failed_events", "rate", "duration")}
+    )
+    context.log_event(plotted(["replay", row["replay_type"]], numbers))
     if row["status"] != "completed":
         raise dg.Failure(f"the replay is {row['status']}", metadata=result_metadata(row), allow_retries=False)
-    context.add_output_metadata({**value_metadata(numbers), **result_metadata(row)})
+    context.add_output_metadata({**numbers, **result_metadata(row)})
 
 
 @dg.op(tags={"kind": "snapshot"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -16,7 +17,8 @@ def stage_metadata(outcome: StageOutcome) -> Metadata:
     """The facts of a stage: numbers as they are, the counts of its entities as a table."""
     facts: dict[str, Any] = {}
     for name, fact in outcome.facts.items():
-        facts.update(fact if name.endswith("_stats") and isinstance(fact, dict) else {name: fact})
+        nested = isinstance(fact, dict) and (name.endswith("_stats") or name == "statistics")
+        facts.update(fact if nested else {name: fact})
     entities = facts.pop("entities", None)
     metadata = value_metadata(facts)
     if isinstance(entities, dict) and entities:
@@ -27,6 +29,14 @@ def stage_metadata(outcome: StageOutcome) -> Metadata:
 def value_metadata(values: dict[str, Any]) -> Metadata:
     """Any values: numbers, flags and short texts as such, the rest as JSON."""
     return {name: _value(value) for name, value in values.items() if value is not None}
+
+
+def plotted(key: Sequence[str], metadata: Metadata) -> dg.AssetObservation:
+    """The numbers among the metadata as an observation: Dagster plots those of one key, run by run."""
+    numbers = (dg.IntMetadataValue, dg.FloatMetadataValue)
+    return dg.AssetObservation(
+        key, metadata={name: value for name, value in metadata.items() if isinstance(value, numbers)}
+    )
 
 
 def result_metadata(result: dict[str, Any]) -> Metadata:

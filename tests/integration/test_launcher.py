@@ -103,7 +103,27 @@ async def test_what_a_job_does_not_take_is_refused_in_one_line(
     assert launcher.instance.get_runs_count() == before
 
 
-async def test_a_running_replay_is_cancelled(launcher: EmbeddedLauncher, settings: Settings) -> None:
+async def test_a_running_replay_ends_in_good_order_when_cancelled(
+    launcher: EmbeddedLauncher, settings: Settings
+) -> None:
+    async with open_system(settings) as system:
+        journal = ReplayJournal(system.store.storage)
+        request = ReplayRequest(replay_type="all", batch_size=1, delay_between_batches=0.6)
+        replay_id = await journal.create(request)
+        config = {"ops": {"replay_events": {"config": {"replay_id": replay_id}}}}
+        run_id = await launcher.submit("replay", config, {})
+        await _until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
+        await launcher.cancel(run_id)
+        assert await launcher.wait(run_id, WAIT_S) is False
+        assert _status(launcher, run_id) is dg.DagsterRunStatus.CANCELED
+        row = await journal.get(replay_id)
+    assert row is not None
+    assert row["status"] == "cancelled"
+
+
+async def test_a_run_that_does_not_listen_is_interrupted(
+    launcher: EmbeddedLauncher, settings: Settings
+) -> None:
     async with _slow_replay(settings) as config:
         run_id = await launcher.submit("replay", config, {})
         assert await launcher.wait(run_id, 0.1) is None
