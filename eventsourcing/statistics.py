@@ -87,7 +87,7 @@ class MigrationStatisticsFold:
         if event.event_type in _COUNTS:
             name, source = _COUNTS[event.event_type]
             state["counts"][name] = state["counts"].get(name, 0) + (
-                1 if source is None else data.get(source) or 0
+                1 if source is None else _number(data.get(source))
             )
         for name, source in _FIELDS.get(event.event_type, {}).items():
             _set(state, name, position, data.get(source))
@@ -152,6 +152,11 @@ def _subject(event: BaseEvent) -> str:
     if isinstance(named, str) and named:
         return named
     return "" if event.event_type in _RECORD_TYPES else event.aggregate_id
+
+
+def _number(value: Any) -> int | float:
+    """A plain event's payload is taken as given: what is no number counts as missing."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
 
 
 def _set(state: State, name: str, position: int, value: Any) -> None:
