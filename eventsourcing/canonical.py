@@ -85,20 +85,21 @@ def _refuse_unencodable(value: Any, path: str, depth: int = 0) -> None:
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise InvalidEventError(f"keys must be strings, not {type(key).__name__}", field=path)
-            _refuse_text(key, path)
+            refuse_text(key, path)
             _refuse_unencodable(inner, f"{path}.{key}", depth + 1)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
             _refuse_unencodable(inner, f"{path}[{index}]", depth + 1)
     elif isinstance(value, str):
-        _refuse_text(value, path)
+        refuse_text(value, path)
     elif isinstance(value, float) and not math.isfinite(value):
         raise InvalidEventError("NaN and infinity have no JSON form", field=path)
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise InvalidEventError("integers beyond 64 bits have no portable JSON form", field=path)
 
 
-def _refuse_text(text: str, path: str) -> None:
+def refuse_text(text: str, path: str) -> None:
+    """Raise InvalidEventError for text that PostgreSQL cannot hold: NUL or a lone surrogate."""
     if "\x00" in text:
         raise InvalidEventError("text must not contain NUL", field=path)
     if not text.isascii():

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from eventsourcing.canonical import utc
+from eventsourcing.canonical import refuse_text, utc
 
 if TYPE_CHECKING:
     from eventsourcing.events import RecordedEvent
@@ -19,7 +19,7 @@ class EventQuery:
 
     Versions and times are inclusive at both ends; `after_position` is exclusive, `to_position`
     inclusive. Events come by position, which within one aggregate is version order; `backwards`
-    turns it round. `limit` None means all.
+    turns it round. `limit` None means all. Raises InvalidEventError for text that no event can hold.
     """
 
     aggregate_id: str | None = None
@@ -41,6 +41,10 @@ class EventQuery:
             moment = getattr(self, name)
             if moment is not None:
                 object.__setattr__(self, name, utc(moment))
+        for name in ("aggregate_id", "event_types", "aggregate_types"):
+            given = getattr(self, name) or ()
+            for text in (given,) if isinstance(given, str) else given:
+                refuse_text(text, name)
 
     def where(self, **changes: Any) -> EventQuery:
         """The same query with some conditions replaced."""

@@ -161,7 +161,7 @@ def _sum(amounts: Iterable[Any]) -> int:
 
     Payloads are what their authors made them: none of them may stop a read model for ever.
     """
-    return min(sum(n for n in amounts if isinstance(n, int) and n > 0), _LARGEST_COUNT)
+    return min(sum(n for n in amounts if type(n) is int and n > 0), _LARGEST_COUNT)
 
 
 def _set(state: State, name: str, position: int, value: Any) -> None:

@@ -106,7 +106,7 @@ class PostgresStorage:
     async def _insert(self, pending: list[NewEvent]) -> list[RecordedEvent] | None:
         """Insert everything in one statement; None when an id, a version or a race refused it."""
         try:
-            with translated():
+            with translated(races_pass=True):
                 if len(pending) == 1:
                     rows = await self.pool.fetch(
                         _EVENTS["append_one"], *_row(pending[0]), timeout=self._append_timeout_s

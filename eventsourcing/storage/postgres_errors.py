@@ -26,15 +26,17 @@ def race_lost(error: asyncpg.PostgresError) -> bool:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn driver errors into ours; races pass through, for the append decides about them."""
+def translated(*, races_pass: bool = False) -> Iterator[None]:
+    """Turn driver errors into ours; `races_pass` where the caller decides about a lost race itself."""
     try:
         yield
     except DBAPIError as error:
         origin = error.orig.__cause__ if error.orig is not None else None
         raise _translation(origin or error) from error
-    except RACE:
-        raise
+    except RACE as error:
+        if races_pass:
+            raise
+        raise UnavailableError(f"another transaction was first: {error}") from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise _translation(error) from error
 

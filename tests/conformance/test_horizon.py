@@ -60,7 +60,9 @@ async def traffic(
             for n in range(THROUGH_STORE)
         ),
     ]
-    return await observe([*writers], readers, store)
+    verdict = await observe([*writers], readers, store)
+    print(verdict)  # noqa: T201 - shown by `pytest -s`, and where a test fails
+    return verdict
 
 
 def all_readers(store: EventStore) -> list[Reader]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from eventsourcing import EventStore
 from eventsourcing.storage.statements import statements
 from tests.conformance.conftest import Connect
+from tests.conformance.history import judge
+from tests.conformance.traffic import entry_of
 from tests.factories import draft
 
 INSERT = """
@@ -131,6 +133,17 @@ async def test_planted_a_position_drawn_ahead_of_the_lock_is_passed_and_lost(
     await slow.execute(INSERT_AT, "slow", drawn)
     assert shown == [later.position]
     assert drawn not in await positions(postgres, shown[-1])
+
+
+async def test_planted_a_position_drawn_before_its_version_is_resolved_inverts_versions(
+    postgres: EventStore, connect: Connect
+) -> None:
+    slow = await connect()
+    drawn = await slow.fetchval("SELECT nextval('event_positions')")
+    await postgres.append_event(draft("shared"))
+    await slow.execute(INSERT_AT.replace("'order', 1", "'order', 2"), "shared", drawn)
+    stored = [entry_of(event) for event in await postgres.get_events("shared")]
+    assert judge(stored, set(), []).inverted == 1
 
 
 async def test_planted_a_sequence_that_caches_gives_positions_that_were_passed(

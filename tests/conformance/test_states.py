@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eventsourcing import EventStore, InvalidEventError
+from eventsourcing import EventStore, InvalidEventError, UnavailableError
 from eventsourcing.storage.base import StateTable, StateTransaction
 
 ONE, TWO = StateTable("one"), StateTable("two")
@@ -206,6 +206,23 @@ async def test_batches_in_any_order_of_keys_do_not_deadlock(store: EventStore) -
     await asyncio.gather(*(put(store, dict.fromkeys(keys if n % 2 else keys[::-1], n)) for n in range(10)))
     async with store.storage.transaction() as states:
         assert len({value for _, value in await states.scan(ONE)}) == 1
+
+
+async def test_of_two_transactions_that_wait_for_each_other_one_may_try_again(postgres: EventStore) -> None:
+    await put(postgres, {"a": 0, "b": 0})
+    both_hold = asyncio.Barrier(2)
+
+    async def hold(first: str, second: str) -> None:
+        async with postgres.storage.transaction() as states:
+            await states.get(ONE, first, lock=True)
+            await both_hold.wait()
+            await states.get(ONE, second, lock=True)
+            await states.put(ONE, first, 1)
+
+    answers = await asyncio.gather(hold("a", "b"), hold("b", "a"), return_exceptions=True)
+    [error] = [answer for answer in answers if answer is not None]
+    assert isinstance(error, UnavailableError)
+    assert error.retryable
 
 
 async def test_states_survive_closing_and_opening(store: EventStore) -> None:

@@ -290,6 +290,12 @@ async def test_a_plain_event_with_an_empty_payload_counts_as_nothing() -> None:
     assert (stats["extracted_count"], stats["status"], stats["error_message"]) == (0, "failed", None)
 
 
+@pytest.mark.parametrize("count", ["12", [], {}, True, None])
+async def test_a_plain_event_whose_count_is_no_number_counts_as_nothing(count: Any) -> None:
+    events = [started(), draft(ID, "data.extracted", data={"record_count": count})]
+    assert (await statistics(events))["extracted_count"] == 0
+
+
 async def test_the_same_recorded_event_handled_twice_counts_once() -> None:
     events = in_order([started(correlation_id=CORRELATION), user(1, correlation_id=CORRELATION)])
     handler = await handled([*events, *events])

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from eventsourcing import EventQuery, EventType
+from eventsourcing import EventQuery, EventType, InvalidEventError
 from eventsourcing.storage.fragments import CONDITIONS, page
 from tests.factories import NOON, draft, recorded
 
@@ -60,6 +60,19 @@ def test_naive_bounds_are_utc() -> None:
     query = EventQuery(from_timestamp=datetime(2024, 5, 1, 12))  # noqa: DTZ001 - a naive time is the case
     assert query.from_timestamp == NOON
     assert query.where().from_timestamp == datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["a" + chr(0), chr(0xD800)])
+def test_text_that_no_event_can_hold_is_refused_by_its_field(text: str) -> None:
+    refused: list[dict[str, Any]] = [
+        {"aggregate_id": text},
+        {"event_types": ("order.placed", text)},
+        {"aggregate_types": (text,)},
+    ]
+    for given in refused:
+        with pytest.raises(InvalidEventError) as caught:
+            EventQuery(**given)
+        assert caught.value.field == next(iter(given))
 
 
 def test_every_condition_of_a_query_has_a_fragment() -> None:
