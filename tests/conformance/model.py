@@ -41,6 +41,8 @@ class DictStore:
             first = self.events.get(event.event_id) or fresh.setdefault(event.event_id, event)
             if any(getattr(first, name) != getattr(event, name) for name in COMPARED):
                 return DuplicateEventError
+            if event.event_version not in (0, first.event_version):
+                return DuplicateEventError
         versions = {event.aggregate_id: self.version(event.aggregate_id) for event in fresh.values()}
         if any(expected.get(name, version) != version for name, version in versions.items()):
             return ConcurrencyError
