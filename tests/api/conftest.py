@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -38,7 +38,7 @@ class InlineLauncher:
         await asyncio.gather(*self.runs.values(), return_exceptions=True)
         await self.store.close()
 
-    async def submit(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:
+    async def submit(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:  # noqa: ARG002
         if self.refuses:
             raise RuntimeError("no lane")
         run_id = str(uuid4())
@@ -88,7 +88,7 @@ async def serving(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @pytest.fixture(scope="session")
-def service_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+def service_database(postgres_server: EmbeddedPostgres) -> str:
     """One database for all tests of the services."""
     postgres_server.ensure_database("services")
     return postgres_server.url("services")
