@@ -17,15 +17,12 @@ WITH input AS MATERIALIZED (
                          $7::uuid[], $8::uuid[], $9::json[], $10::json[])
     WITH ORDINALITY AS new (event_id, event_type, aggregate_id, aggregate_type, wanted, "timestamp",
                             correlation_id, causation_id, metadata, data, place)
-), heads AS MATERIALIZED (
-    SELECT streams.aggregate_id,
-           coalesce((SELECT max(e.event_version) FROM events e WHERE e.aggregate_id = streams.aggregate_id), 0)
-               AS version
-    FROM (SELECT DISTINCT aggregate_id COLLATE "C" AS aggregate_id FROM input) AS streams
 ), versioned AS MATERIALIZED (
     SELECT input.*,
-           heads.version + row_number() OVER (PARTITION BY input.aggregate_id ORDER BY place) AS event_version
-    FROM input JOIN heads ON heads.aggregate_id = input.aggregate_id COLLATE "C"
+           (SELECT coalesce(max(e.event_version), 0) FROM events e
+            WHERE e.aggregate_id = input.aggregate_id COLLATE "C")
+           + row_number() OVER (PARTITION BY input.aggregate_id COLLATE "C" ORDER BY place) AS event_version
+    FROM input
 ), placed AS MATERIALIZED (
     SELECT nextval('event_positions') AS position, ordered.*
     FROM (SELECT * FROM versioned ORDER BY place) AS ordered
