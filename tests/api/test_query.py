@@ -15,6 +15,8 @@ from eventsourcing import EventStore, MigrationStartedEvent, UserMigratedEvent
 from eventsourcing.readmodels import USER_MIGRATIONS_MODEL
 from tests.api.conftest import a_body, assert_problem
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 T0 = datetime(2023, 1, 1, tzinfo=UTC)
 
 
@@ -57,7 +59,7 @@ async def test_filters_combine_with_and(events: httpx2.AsyncClient, stored: Even
     made = await a_history(stored, unique)
     everything: dict[str, Any] = {"correlation_id": made["correlation"]}
     assert len(ids(await events.get("/events", params=everything))) == 10
-    for narrower, count in [
+    cases: list[tuple[dict[str, Any], int]] = [
         ({"aggregate_id": f"{unique}-1"}, 2),
         ({"aggregate_id": f"{unique}-1", "from_version": 2}, 1),
         ({"aggregate_id": f"{unique}-1", "to_version": 1}, 1),
@@ -68,7 +70,8 @@ async def test_filters_combine_with_and(events: httpx2.AsyncClient, stored: Even
         ({"aggregate_type": "admin"}, 0),
         ({"from_timestamp": "2023-01-02T00:00:00Z", "to_timestamp": "2023-01-03T00:00:00+00:00"}, 4),
         ({"from_timestamp": "2023-01-05"}, 2),
-    ]:
+    ]
+    for narrower, count in cases:
         found = ids(await events.get("/events", params={**everything, **narrower}))
         assert len(found) == count, narrower
 
