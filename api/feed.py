@@ -42,8 +42,9 @@ class Subscription:
         self._size = 0
 
     def offer(self, piece: Slice, encode: Encode) -> None:
-        """Take what matches of a slice."""
-        frames = [encode(event) for event in piece.events if self._query.matches(event)]
+        """Take what matches of a slice; what lies at or below `position` was taken before."""
+        new = (event for event in piece.events if event.position > self.position)
+        frames = [encode(event) for event in new if self._query.matches(event)]
         self._frames += frames
         self._size += sum(map(len, frames))
         if len(self._frames) > MAX_BUFFERED_EVENTS or self._size > MAX_BUFFERED_BYTES:
@@ -94,8 +95,7 @@ class LiveFeed:
         if self._tailer is None:
             self._position = after
             self._tailer = asyncio.create_task(self._tail(), name="live feed")
-        position = max(after, self._position)
-        subscription = Subscription(query.where(after_position=after), position, wake)
+        subscription = Subscription(query, max(after, self._position), wake)
         self._subscriptions.add(subscription)
         try:
             yield subscription
@@ -106,10 +106,12 @@ class LiveFeed:
                 self._tailer = None
 
     async def _tail(self) -> None:
-        pause = _FIRST_PAUSE_S
-        while True:
+        pause, mine = _FIRST_PAUSE_S, asyncio.current_task()
+        while self._tailer is mine:
             try:
                 async for piece in self._store.follow(after=self._position):
+                    if self._tailer is not mine:
+                        return
                     pause = _FIRST_PAUSE_S
                     self._deliver(piece)
             except CursorAheadError as error:

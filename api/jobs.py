@@ -74,17 +74,19 @@ async def start_replay(store: EventStore, launcher: Launcher, request: ReplayReq
 async def cancel_replay(store: EventStore, launcher: Launcher, replay_id: str) -> None:
     """Return once a replay has stopped: of itself, or because its run was ended.
 
-    Raises a 409 problem when it is not running.
+    Raises a 409 problem when it is not running, or has ended before it could be stopped.
     """
     journal = ReplayJournal(store.storage)
     if not await journal.request_cancel(replay_id):
         raise ProblemError(CONFLICT, "The replay is not running.")
-    row = await finished_replay(journal, replay_id, wait_s=OBEY_S)
-    run_id = row.get("dagster_run_id") if row else None
+    row = await finished_replay(journal, replay_id, wait_s=OBEY_S) or {}
+    if row.get("status") in ("completed", "failed"):
+        raise ProblemError(CONFLICT, "The replay ended before it could be stopped.")
+    run_id = row.get("dagster_run_id")
     if run_id is None:
         return
     await launcher.cancel(run_id)
-    if row is not None and row["status"] in UNFINISHED:
+    if row["status"] in UNFINISHED:
         await launcher.wait(run_id, OBEY_S)
         await journal.update(replay_id, status="cancelled", end_time=datetime.now(UTC))
 

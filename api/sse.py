@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import anyio
 from sse_starlette import EventSourceResponse
@@ -78,16 +79,17 @@ class EventStream:
         self._ending = True
         self._wake.set()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Frames until the end; a fault ends the stream too, and the client resumes at its last id."""
         yield _RETRY
         try:
-            async for chunk in self._chunks():
-                yield chunk
+            async with aclosing(self._chunks()) as chunks:  # leaves the feed at once, not when collected
+                async for chunk in chunks:
+                    yield chunk
         except EventSourcingError as error:
             log.warning("stream ended at position %d: %s", self._position, error)
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
         announced = False
         while not self._ending:
             async for chunk in self._approach():

@@ -1,15 +1,21 @@
-"""Both services over one real PostgreSQL database; each test uses aggregate ids of its own."""
+"""Both services over one real PostgreSQL database, opened once; each test uses ids of its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx2
 import pytest
+import pytest_asyncio
 from fastapi import FastAPI
 
 from api import event_service, replay_service
@@ -38,7 +44,7 @@ class InlineLauncher:
         await asyncio.gather(*self.runs.values(), return_exceptions=True)
         await self.store.close()
 
-    async def submit(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:
+    async def submit(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:  # noqa: ARG002
         if self.refuses:
             raise RuntimeError("no lane")
         run_id = str(uuid4())
@@ -88,39 +94,39 @@ async def serving(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @pytest.fixture(scope="session")
-def service_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+def service_database(postgres_server: EmbeddedPostgres) -> str:
     """One database for all tests of the services."""
     postgres_server.ensure_database("services")
     return postgres_server.url("services")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings(service_database: str) -> Settings:
     """Settings over that database."""
     return Settings(database_url=service_database)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def events(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the Event Service."""
     async with serving(event_service.create_app(settings)) as client:
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def launcher(service_database: str) -> InlineLauncher:
     """The launcher behind the Replay Service."""
     return InlineLauncher(service_database)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def replays(settings: Settings, launcher: InlineLauncher) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the Replay Service."""
     async with serving(replay_service.create_app(settings, launcher)) as client:
         yield client
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stored(service_database: str) -> AsyncIterator[EventStore]:
     """The store behind both services."""
     async with EventStore(storage=PostgresStorage(service_database, pool_size=2)) as store:
@@ -157,3 +163,40 @@ def assert_problem(response: httpx2.Response, status: int, slug: str | None = No
     if slug is not None:
         assert problem["type"] == f"/problems/{slug}"
     return problem
+
+
+ROOT = Path(__file__).parents[2]
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a module as a process with these settings; it is gone at the end of the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(module: str, **settings: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

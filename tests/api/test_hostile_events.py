@@ -10,6 +10,8 @@ import pytest
 
 from tests.api.conftest import a_body, assert_problem
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 HUGE = "".join(random.Random(1).choices(string.ascii_letters, k=50_000))  # must not compress
 
 EXTRACTED = {"source_type": "sqlite", "extraction_stats": {}}

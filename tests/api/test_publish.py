@@ -10,6 +10,8 @@ import pytest
 from eventsourcing.testing import a_migration
 from tests.api.conftest import a_body, assert_problem
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 
 async def test_publish_answers_the_whole_event(events: httpx2.AsyncClient, unique: str) -> None:
     response = await events.post("/events", json=a_body(unique, metadata={"who": "me"}))
