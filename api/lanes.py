@@ -94,8 +94,18 @@ def _enter_lane(environment: dict[str, str]) -> None:
     os.setsid()  # Ctrl-C at the server's terminal is for the server, which ends its lanes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late cancel; Dagster handles it while a run executes
     apply_environment(environment)
+    _write_to(Path(environment["ESM_DATA_DIR"]) / "logs")
     _lane_environment.update(environment)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _write_to(folder: Path) -> None:
+    """What Dagster prints of its runs goes into a file; the terminal is the server's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "lanes.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.close(log)
 
 
 def _die_with_parent() -> None:

@@ -44,10 +44,14 @@ def prepare(events: Sequence[BaseEvent], expected_version: ExpectedVersion = ANY
 
 def _first_versions(events: Sequence[BaseEvent], expected: ExpectedVersion) -> dict[str, int]:
     """The version that the next event of an aggregate must have, for aggregates that the caller named."""
+    aggregates = {event.aggregate_id for event in events}
     if isinstance(expected, Mapping):
         named = dict(expected)
+        if strangers := set(named) - aggregates:
+            raise InvalidEventError(
+                f"no event of the call is of {min(strangers)!r}", field="expected_version"
+            )
     else:
-        aggregates = {event.aggregate_id for event in events}
         if expected != ANY and len(aggregates) > 1:
             raise InvalidEventError(
                 "one number names one aggregate; give {aggregate_id: version}", field="expected_version"

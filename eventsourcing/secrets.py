@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 _SECRET_KEY = re.compile(
-    r"pass(word|wd|phrase)?$|^pwd$|secret|token|credential|api[_-]?key|access[_-]?key|private[_-]?key",
+    r"passw(or)?d|passphrase|(^|[_-])pass$|^pwd$|secret|token|credential|api[_-]?key|access[_-]?key|private[_-]?key",
     re.IGNORECASE,
 )
 _URL_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # a scheme in front makes it quadratic

@@ -107,6 +107,8 @@ class EventStore:
 
         Raises CursorAheadError when `after_position` lies above the store's head.
         """
+        if batch_size < 1:
+            raise ValueError("batch_size must be at least 1")
         await self.initialize()
         async for batch in self._storage.read(query, batch_size=batch_size):
             yield batch
