@@ -212,6 +212,14 @@ def up(environment: dict[str, str], ports: dict[str, str], tmp_path: Path) -> It
             process.wait(60)
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether a process is alive; one that nobody reaped yet is not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def healthy(port: str) -> bool:
     try:
         return httpx2.get(f"http://127.0.0.1:{port}/readyz", timeout=2).status_code == 200
@@ -235,10 +243,10 @@ def test_everything_comes_up_survives_a_kill_and_stops_at_sigterm(
     service = next(child for child in below if "api.event_service" in " ".join(child.cmdline()))
 
     service.kill()
-    until(lambda: not service.is_running() or service.status() == psutil.STATUS_ZOMBIE)
+    until(lambda: not runs(service))
     until(lambda: healthy(ports["ESM_EVENT_SERVICE_PORT"]))
     up.send_signal(signal.SIGTERM)
 
     assert up.wait(60) == 0, log.read_text()
     assert "Stopped." in log.read_text()
-    assert not [child for child in below if child.is_running()]
+    assert not [child for child in below if runs(child)]
