@@ -59,10 +59,14 @@ def demo(
     embedded = EmbeddedPostgres(settings.data_dir) if settings.database_url is None else None
     started = embedded is not None and embedded.start()
     try:
-        environment = prepare_dagster_home(settings)
-        apply_environment(environment)
+        apply_environment(prepare_dagster_home(settings))
         settings = Settings.load()
-        data = prepare_demo(settings, users=users)
+        with console.status("Generating a legacy panel and an empty target"):
+            data = prepare_demo(settings, users=users)
+        console.print(
+            f"A legacy panel of {users:,} users, {sum(data.planted.values())} of its records with planted "
+            "defects, and an empty PostgreSQL target."
+        )
         ok = asyncio.run(_demo(settings, data))
     finally:
         if embedded is not None and started and not embedded.others_connected():
@@ -77,7 +81,8 @@ async def _demo(settings: Settings, data: DemoData) -> bool:
     console.rule(f"[bold]{migration_id}")
     launcher = make_launcher(settings)
     async with open_system(settings) as system:
-        await launcher.start()
+        with console.status("Warming a worker process for Dagster's runs"):
+            await launcher.start()
         try:
             await _migrate(system, launcher, data, migration_id)
             checks = [
