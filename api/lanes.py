@@ -78,10 +78,11 @@ def open_instance(environment: dict[str, str]) -> DagsterInstance:
 
 @cache
 def reconstructable_job(name: str) -> ReconstructableJob:
+    """The job of a name, as another process can load it. Raises DagsterError for an unknown name."""
     root = str(Path(__file__).resolve().parents[1])
     repository = ReconstructableRepository.for_module(*_DEFINITIONS, working_directory=root)
     job = repository.get_reconstructable_job(name)
-    job.get_definition()  # raises DagsterError for an unknown name
+    job.get_definition()
     return job
 
 

@@ -122,6 +122,7 @@ class Plan:
 
 
 def rule_checks(column: str, frame_column: str, rules: list[Any]) -> tuple[Check, ...]:
+    """The checks of a column's rules, row by row; `unique` looks at all rows and is none of them."""
     value = pl.col(frame_column)
     return tuple(
         Check(name, column, rule_message(name, argument), broken_mask(name, argument, value))

@@ -92,7 +92,8 @@ class StoreMachine(RuleBasedStateMachine):
             for event in batch
             if event.event_id not in self.model.events
         }
-        self._append(list(fresh.values()), {name: self.model.version(name) + off})
+        if any(event.aggregate_id == name for event in fresh.values()):
+            self._append(list(fresh.values()), {name: self.model.version(name) + off})
 
     @rule(data=st.data())
     def append_again(self, data: st.DataObject) -> None:

@@ -144,3 +144,10 @@ async def test_writers_that_touch_the_same_aggregates_in_other_orders_do_not_dea
     )
     for name in names:
         assert await versions(store, name) == list(range(1, 21))
+
+
+async def test_an_expected_version_of_a_stranger_is_refused(store: EventStore) -> None:
+    with pytest.raises(InvalidEventError, match="no event of the call is of 'other'"):
+        await store.append_events([draft("a")], expected_version={"other": 9})
+
+    assert [found async for found in store.get_all_events()] == []

@@ -52,7 +52,7 @@ def applied(name: str, argument: Any, values: list[Any]) -> tuple[list[Any], lis
         ("datetime", {"from": "naive_utc", "to": "timestamptz"}, MOMENT, AWARE),
         ("datetime", {"from": "naive_utc", "to": "unix_s"}, MOMENT, 1709209815),
         ("datetime", {"from": "naive_utc", "to": "unix_ms"}, MOMENT, 1709209815250),
-        ("datetime", {"from": "unix_s", "to": "naive_utc"}, 0, datetime(1970, 1, 1)),  # noqa: DTZ001
+        ("datetime", {"from": "unix_s", "to": "naive_utc"}, 0, datetime(1970, 1, 1)),  # noqa: DTZ001 - naive
         (
             "datetime",
             {"from": "unix_ms", "to": "timestamptz"},
@@ -137,11 +137,11 @@ def test_no_algorithm_is_no_silent_default() -> None:
     [
         ((False, True, "NEVER", None, None, 0), "disabled"),
         ((True, False, "START_ON_FIRST_USE", None, None, 0), "on_hold"),
-        ((True, True, "FIXED_DATE", datetime(2025, 12, 31), None, 0), "expired"),  # noqa: DTZ001
-        ((True, True, "NEVER", datetime(2025, 12, 31), None, 0), "active"),  # noqa: DTZ001
+        ((True, True, "FIXED_DATE", datetime(2025, 12, 31), None, 0), "expired"),  # noqa: DTZ001 - naive
+        ((True, True, "NEVER", datetime(2025, 12, 31), None, 0), "active"),  # noqa: DTZ001 - naive
         ((True, True, "NEVER", None, 10, 10), "limited"),
         ((True, True, "NEVER", None, 0, 10), "active"),
-        ((True, True, "FIXED_DATE", datetime(2026, 1, 2), 20, 10), "active"),  # noqa: DTZ001
+        ((True, True, "FIXED_DATE", datetime(2026, 1, 2), 20, 10), "active"),  # noqa: DTZ001 - naive
     ],
 )
 def test_the_status_is_what_the_panel_would_show(row: tuple[Any, ...], status: str) -> None:

@@ -25,7 +25,7 @@ async def refused(lab: Lab, error: type[MigrationError], **changes: object) -> s
     """Run, expect the error, and show that nothing was written; the message."""
     async with EventStore(use_memory=True) as store:
         with pytest.raises(error) as caught:
-            await lab.migration(store, **changes).run()  # type: ignore[arg-type]
+            await lab.migration(store, **changes).run()  # type: ignore[arg-type]  # bad on purpose
         assert (await store.get_event_stats())["total_events"] == 0
     assert not lab.work_dir.exists()
     message = str(caught.value)
