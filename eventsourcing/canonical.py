@@ -52,8 +52,11 @@ def state_hash(value: Any) -> str:
 
 
 def utc(moment: datetime) -> datetime:
-    """The moment in UTC; a naive one is taken as UTC."""
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    """The moment in UTC; a naive one is taken as UTC. Raises ValueError for one outside years 1 to 9999."""
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside the years 1 to 9999 in UTC") from None
 
 
 def _encode_other(value: Any) -> Any:

@@ -65,6 +65,9 @@ _RECORD_TYPES = {
 
 _RELEVANT = {*_COUNTS, *_FIELDS, *_STATUS, EventType.ROLLBACK_INITIATED}
 
+_LARGEST_COUNT = 2**53 - 1
+_LONGEST_ID = 255
+
 COUNT_NAMES = list(dict.fromkeys(name for name, _ in _COUNTS.values()))
 
 
@@ -86,9 +89,8 @@ class MigrationStatisticsFold:
         data, position = event.data, position_of(event)
         if event.event_type in _COUNTS:
             name, source = _COUNTS[event.event_type]
-            state["counts"][name] = state["counts"].get(name, 0) + (
-                1 if source is None else data.get(source) or 0
-            )
+            amount = 1 if source is None else data.get(source)
+            state["counts"][name] = _sum((state["counts"].get(name, 0), amount))
         for name, source in _FIELDS.get(event.event_type, {}).items():
             _set(state, name, position, data.get(source))
         if event.event_type in _STATUS and data.get("success", True) is not False:
@@ -136,7 +138,7 @@ def merge(parts: Iterable[State]) -> dict[str, Any]:
         for name, entry in part["fields"].items():
             if name not in fields or entry[0] >= fields[name][0]:
                 fields[name] = entry
-    counts = {name: sum(part["counts"].get(name, 0) for part in parts) for name in COUNT_NAMES}
+    counts = {name: _sum(part["counts"].get(name) for part in parts) for name in COUNT_NAMES}
     errors = sorted((entry for part in parts for entry in part["errors"]), key=lambda entry: entry[0])
     always = {"status": None, "started_at": None, "source_config": None, "target_config": None}
     return {
@@ -149,9 +151,17 @@ def merge(parts: Iterable[State]) -> dict[str, Any]:
 
 def _subject(event: BaseEvent) -> str:
     named = event.data.get("migration_id")
-    if isinstance(named, str) and named:
+    if isinstance(named, str) and 0 < len(named) <= _LONGEST_ID and SEPARATOR not in named:
         return named
     return "" if event.event_type in _RECORD_TYPES else event.aggregate_id
+
+
+def _sum(amounts: Iterable[Any]) -> int:
+    """The sum of what are counts; it stops at the largest integer that every JSON reader keeps exactly.
+
+    Payloads are what their authors made them: none of them may stop a read model for ever.
+    """
+    return min(sum(n for n in amounts if isinstance(n, int) and n > 0), _LARGEST_COUNT)
 
 
 def _set(state: State, name: str, position: int, value: Any) -> None:
