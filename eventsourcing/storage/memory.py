@@ -114,7 +114,8 @@ class InMemoryStorage:
         if len(self._events) > position:
             return True
         try:
-            return await asyncio.wait_for(self._appended.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for can swallow a cancellation before Python 3.12
+                return await self._appended.wait()
         except TimeoutError:
             return False
 
