@@ -1,0 +1,48 @@
+"""What both services are made of: errors as problems, health, documented errors, stable operation ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+
+from api.problems import install
+from api.schemas import Problem
+
+
+class Lifespan(Protocol):
+    """Opens what a service needs into `app.state`, and closes it at the end."""
+
+    def __call__(self, app: FastAPI, /) -> AbstractAsyncContextManager[None]: ...
+
+
+def new_application(title: str, *, lifespan: Lifespan, routers: Sequence[APIRouter]) -> FastAPI:
+    """A service of these routers; its lifespan opens `app.state.system`."""
+    app = FastAPI(
+        title=title,
+        version="1",
+        lifespan=lifespan,
+        generate_unique_id_function=_operation_id,
+        redirect_slashes=False,
+    )
+    install(app)
+    for router in routers:
+        app.include_router(router)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign] # the documented way to extend it
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        schema.setdefault("components", {}).setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,57 @@
+"""What the routes of a service share: the open system, and reads that wait for a position."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+import orjson
+from fastapi import Depends, Request
+from fastapi.responses import Response
+
+from api.problems import POSITION_NOT_REACHED, ProblemError
+from eventsourcing import EventStore, RecordedEvent
+from eventsourcing.bootstrap import System
+
+POSITION_WAIT_S = 5.0
+"""How long a read waits for its `min_position`."""
+
+
+def _system(request: Request) -> System:
+    system: System = request.app.state.system
+    return system
+
+
+def _store(request: Request) -> EventStore:
+    return _system(request).store
+
+
+OpenSystem = Annotated[System, Depends(_system)]
+"""The system that the service's lifespan opened."""
+
+OpenStore = Annotated[EventStore, Depends(_store)]
+"""Its event store."""
+
+
+async def reach(store: EventStore, position: int | None) -> None:
+    """Return once nothing at or below the position can appear any more.
+
+    Raises a 503 problem after 5 seconds: an append in flight is slow, or nobody was given the position.
+    """
+    deadline, pause = time.monotonic() + POSITION_WAIT_S, 0.01
+    while position and await store.horizon() < position:
+        if time.monotonic() + pause > deadline:
+            raise ProblemError(POSITION_NOT_REACHED, POSITION_NOT_REACHED.meaning)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.2)
+
+
+def event_json(event: RecordedEvent) -> bytes:
+    """A stored event as JSON. It was checked when it was appended; nothing is validated again."""
+    return orjson.dumps(event.__dict__, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)
+
+
+def json_response(content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer whose JSON is ready."""
+    return Response(content, status, headers, media_type="application/json")

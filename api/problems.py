@@ -1,0 +1,302 @@
+"""Every error as `application/problem+json` (RFC 9457): one table from library errors to statuses.
+
+A `type` is a stable path that answers what it means. What the caller sent is never echoed: a problem
+names fields and versions, not their values.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from eventsourcing import (
+    ConcurrencyError,
+    ConfigurationError,
+    CursorAheadError,
+    DuplicateEventError,
+    EventSourcingError,
+    InvalidEventError,
+    NotFoundError,
+    SchemaError,
+    UnavailableError,
+)
+
+log = logging.getLogger("esm.api")
+
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of problem: `/problems/{slug}` is its type, `meaning` says what to do about it."""
+
+    slug: str
+    status: int
+    title: str
+    meaning: str
+
+
+MALFORMED = Kind(
+    "malformed-json", 400, "The body is not JSON", "Send one JSON value (RFC 8259) in UTF-8, without NaN."
+)
+BAD_REQUEST = Kind("bad-request", 400, "The request cannot be read", "Correct the request.")
+NOT_FOUND = Kind("not-found", 404, "Nothing is here", "Check the path and the id in it.")
+METHOD_NOT_ALLOWED = Kind(
+    "method-not-allowed", 405, "The method is not allowed here", "Use a method that Allow lists."
+)
+NOT_ACCEPTABLE = Kind("not-acceptable", 406, "No form that Accept allows", "Accept application/json, or */*.")
+CONFLICT = Kind("conflict", 409, "The state forbids it", "Read the state again, then decide again.")
+CONCURRENCY = Kind(
+    "concurrency-conflict",
+    409,
+    "Another writer was first",
+    "Read the aggregate again, decide again, and append with its current version.",
+)
+DUPLICATE = Kind(
+    "event-id-reused",
+    409,
+    "The event_id belongs to another event",
+    "An event_id names one event for ever. Give a new event a new id.",
+)
+CURSOR_AHEAD = Kind(
+    "cursor-ahead",
+    409,
+    "The cursor is ahead of the store",
+    "The store was restored to an earlier state. Start again from a position that it has.",
+)
+TOO_LARGE = Kind("too-large", 413, "The body is too large", "1 MiB an event; 8 MiB and 1000 events a batch.")
+UNSUPPORTED_MEDIA = Kind(
+    "unsupported-media-type", 415, "The body must be JSON", "Send Content-Type: application/json."
+)
+INVALID = Kind("invalid", 422, "A value is not valid", "`errors` names each field and what it must be.")
+INTERNAL = Kind("internal", 500, "The service failed", "The log holds the cause under `instance`.")
+UNAVAILABLE = Kind(
+    "unavailable",
+    503,
+    "Temporarily unavailable",
+    "Try again after Retry-After; repeat an append with the same event ids, and nothing is stored twice.",
+)
+POSITION_NOT_REACHED = Kind(
+    "position-not-reached",
+    503,
+    "The position is not reached yet",
+    "Readers have not come to min_position within 5 seconds. Try again.",
+)
+
+KINDS = {
+    kind.slug: kind
+    for kind in (
+        MALFORMED,
+        BAD_REQUEST,
+        NOT_FOUND,
+        METHOD_NOT_ALLOWED,
+        NOT_ACCEPTABLE,
+        CONFLICT,
+        CONCURRENCY,
+        DUPLICATE,
+        CURSOR_AHEAD,
+        TOO_LARGE,
+        UNSUPPORTED_MEDIA,
+        INVALID,
+        INTERNAL,
+        UNAVAILABLE,
+        POSITION_NOT_REACHED,
+    )
+}
+"""Every kind by its slug."""
+
+_BY_STATUS = {
+    kind.status: kind
+    for kind in (
+        BAD_REQUEST,
+        NOT_FOUND,
+        METHOD_NOT_ALLOWED,
+        NOT_ACCEPTABLE,
+        CONFLICT,
+        TOO_LARGE,
+        UNSUPPORTED_MEDIA,
+        INVALID,
+        UNAVAILABLE,
+    )
+}
+
+_KIND_OF: dict[type[EventSourcingError], Kind] = {
+    InvalidEventError: INVALID,
+    ConcurrencyError: CONCURRENCY,
+    DuplicateEventError: DUPLICATE,
+    NotFoundError: NOT_FOUND,
+    CursorAheadError: CURSOR_AHEAD,
+    UnavailableError: UNAVAILABLE,
+    SchemaError: UNAVAILABLE,
+    ConfigurationError: UNAVAILABLE,
+}
+"""The one table from the library's errors to problems; any other error is INTERNAL."""
+
+
+class ProblemError(HTTPException):
+    """A problem raised where it is found. `members` stand beside the ones of RFC 9457."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
+        if kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers = {"Retry-After": "2", **(headers or {})}
+        super().__init__(kind.status, detail, dict(headers or {}))
+        self.kind, self.members = kind, dict(members or {})
+
+
+def invalid_field(field: str, detail: str, *, index: int | None = None, where: str = "body") -> ProblemError:
+    """The problem of one field: a dotted path in the body, or the name of a parameter."""
+    return _invalid([_field_error(field.split(".") if field else [], detail, where, index)])
+
+
+def problem_of(error: EventSourcingError, *, index: int | None = None) -> ProblemError:
+    """The problem that a library error is to the caller; `index` is the place in a batch."""
+    place = {} if index is None else {"index": index}
+    match error:
+        case InvalidEventError():
+            return invalid_field(error.field, error.reason, index=error.index if index is None else index)
+        case ConcurrencyError():
+            detail = f"The aggregate is at version {error.actual}, not at the expected {error.expected}."
+            versions = {"current_version": error.actual, "expected_version": error.expected}
+            return ProblemError(CONCURRENCY, detail, members={**versions, **place})
+        case DuplicateEventError():
+            detail = f"The event_id is stored already, with another {error.field}."
+            return ProblemError(DUPLICATE, detail, members={"field": error.field, **place})
+        case CursorAheadError():
+            return ProblemError(
+                CURSOR_AHEAD, f"The last position is {error.head}.", members={"head": error.head}
+            )
+    kind = next((kind for cls, kind in _KIND_OF.items() if isinstance(error, cls)), INTERNAL)
+    return ProblemError(kind, kind.meaning)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application with a problem, and say what each type means."""
+    app.add_exception_handler(StarletteHTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(EventSourcingError, _library_error)
+    app.add_exception_handler(Exception, _unexpected)
+    app.add_api_route("/problems/{slug}", _explain, include_in_schema=False)
+
+
+async def _explain(slug: str) -> dict[str, Any]:
+    if slug not in KINDS:
+        raise ProblemError(NOT_FOUND, "No such kind of problem.")
+    kind = KINDS[slug]
+    return {
+        "type": f"/problems/{slug}",
+        "status": kind.status,
+        "title": kind.title,
+        "meaning": kind.meaning,
+    }
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    if isinstance(error, ProblemError):
+        return _response(error.kind, error.detail, error.headers, error.members)
+    kind = _BY_STATUS.get(error.status_code)
+    if kind is None:
+        phrase = HTTPStatus(error.status_code).phrase
+        kind = Kind("", error.status_code, phrase, phrase)
+    return _response(kind, kind.meaning, error.headers, {})
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _http_error(
+        request, _invalid([_field_error(*_located(found)) for found in error.errors()[:20]])
+    )
+
+
+async def _library_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EventSourcingError)
+    problem = problem_of(error)
+    if problem.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("%s: %s", type(error).__name__, error)
+    return await _http_error(request, problem)
+
+
+async def _unexpected(_request: Request, error: Exception) -> Response:
+    response = _response(INTERNAL, INTERNAL.meaning, None, {})
+    log.error("%s failed with %s", response.headers["x-request-id"], type(error).__name__)
+    return response
+
+
+def _response(
+    kind: Kind, detail: str, headers: Mapping[str, str] | None, members: Mapping[str, Any]
+) -> Response:
+    instance = f"urn:uuid:{uuid4()}"
+    body = {
+        "type": f"/problems/{kind.slug}" if kind.slug else "about:blank",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "instance": instance,
+        **members,
+    }
+    return Response(
+        orjson.dumps(body), kind.status, {**(headers or {}), "X-Request-Id": instance}, media_type=MEDIA_TYPE
+    )
+
+
+def _invalid(errors: list[dict[str, Any]]) -> ProblemError:
+    first = errors[0]
+    place = {"index": first["index"]} if "index" in first else {}
+    name = f"{first['field']}: " if first["field"] else ""
+    where = f"event {first['index']}: " if place else ""
+    return ProblemError(INVALID, f"{where}{name}{first['detail']}", members={"errors": errors, **place})
+
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_\-\[\]]{1,64}")
+
+_OWN_WORDS = {
+    "uuid_parsing": "must be a UUID",
+    "datetime_parsing": "must be a date and time (RFC 3339)",
+    "datetime_from_date_parsing": "must be a date and time (RFC 3339)",
+    "json_invalid": "must be JSON",
+}
+"""pydantic's error type -> what we say, where its own message quotes the input."""
+
+
+def _field_error(
+    path: Sequence[str | int], detail: str, where: str, index: int | None = None
+) -> dict[str, Any]:
+    """One entry of `errors`. A name that is no plain name is the caller's text: its parent is named."""
+    names: list[str] = []
+    for name in map(str, path):
+        if not _PLAIN_NAME.fullmatch(name):
+            break
+        names.append(name)
+    entry: dict[str, Any] = {"field": ".".join(names), "in": where, "detail": detail}
+    if where == "body":
+        steps = names if index is None else [str(index), *names]
+        entry["pointer"] = "#" + "".join(f"/{step}" for step in steps)
+    if index is not None:
+        entry["index"] = index
+    return entry
+
+
+def _located(found: Mapping[str, Any]) -> tuple[list[str | int], str, str, int | None]:
+    """Path, message, where and batch index of one of pydantic's errors."""
+    where, *path = found["loc"]
+    index = path.pop(0) if where == "body" and path and isinstance(path[0], int) else None
+    message = _OWN_WORDS.get(found["type"], str(found["msg"]).removeprefix("Value error, "))
+    return path, message, str(where), index if isinstance(index, int) else None

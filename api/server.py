@@ -1,0 +1,72 @@
+"""Run a service: the port first, then what it needs, then requests; on a signal, backwards.
+
+Whatever keeps it from starting is one line on stderr and exit code 1, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from eventsourcing import ConfigurationError, EventSourcingError, Settings
+from eventsourcing.secrets import redact_url
+
+GRACE_S = 2
+"""How long requests may still run after a signal; streams end before."""
+
+
+def serve(create_app: Callable[[Settings], FastAPI], port_of: Callable[[Settings], int]) -> None:
+    """Serve until SIGINT or SIGTERM, then exit with 0; exit with 1 when it cannot start."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    try:
+        settings = Settings.load()
+        logging.basicConfig(
+            level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        with _listening(settings.bind_host, port_of(settings)) as listener:
+            _run(create_app(settings), listener, settings)
+    except EventSourcingError as error:
+        sys.exit(redact_url(" ".join(str(error).split())))
+
+
+def _run(app: FastAPI, listener: socket.socket, settings: Settings) -> None:
+    config = uvicorn.Config(
+        app,
+        lifespan="off",  # opened here, so that a failure to start is an exception and no traceback
+        log_config=None,
+        access_log=settings.log_level == "DEBUG",
+        timeout_graceful_shutdown=GRACE_S,
+        server_header=False,
+    )
+
+    async def main() -> None:
+        async with app.router.lifespan_context(app):
+            await uvicorn.Server(config).serve(sockets=[listener])
+
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(main())
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
+        ) from error
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """End the process in order. uvicorn takes signals over while it serves, and raises them again after."""
+    raise SystemExit(0)
