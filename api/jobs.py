@@ -1,0 +1,111 @@
+"""Start Dagster jobs through the launcher, and read what they left in our own rows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from api.launcher import Launcher
+from api.problems import CONFLICT, INTERNAL, NOT_FOUND, UNAVAILABLE, ProblemError, invalid_field
+from eventsourcing import EventStore, NotFoundError
+from eventsourcing.plugins import replay_handlers
+from eventsourcing.replays import UNFINISHED, ReplayJournal, ReplayRequest
+from eventsourcing.storage.base import StateTable
+
+log = logging.getLogger("esm.api.jobs")
+
+RESULTS = StateTable("job-results")
+"""Key: the result's id. Value: {result} or {error: {kind, message}}."""
+
+ANSWER_S = 60.0
+"""How long a caller waits for the result of a short job."""
+
+OBEY_S = 3.0
+"""How long a replay may take to stop of itself before its run is ended."""
+
+
+async def answer(store: EventStore, launcher: Launcher, job: str, op: str, config: dict[str, Any]) -> Any:
+    """Run a short job and return its result.
+
+    Raises a 404 problem when it found nothing to work on, 503 when it is not done in time or did not
+    start, 500 when it failed.
+    """
+    result_id = uuid4().hex
+    given = {"result_id": result_id, **{name: value for name, value in config.items() if value is not None}}
+    run_id = await _submit(launcher, job, {"ops": {op: {"config": given}}}, {})
+    ended = await launcher.wait(run_id, ANSWER_S)
+    async with store.storage.transaction() as transaction:
+        row = await transaction.get(RESULTS, result_id) or {}
+    if "result" in row:
+        return row["result"]
+    members = {"dagster_run_id": run_id}
+    if row.get("error", {}).get("kind", "").replace("_", "-") == "not-found":
+        raise ProblemError(NOT_FOUND, "This aggregate has no events.", members=members)
+    if ended is None:
+        raise ProblemError(UNAVAILABLE, "The job is not done yet.", members=members)
+    raise ProblemError(INTERNAL, "The job failed; its run says why.", members=members)
+
+
+async def start_replay(store: EventStore, launcher: Launcher, request: ReplayRequest) -> str:
+    """Write the row of a replay and start its job; return its id.
+
+    Raises a 422 problem for an unknown handler, 503 when the job does not start; the row then says so.
+    """
+    try:
+        replay_handlers(request.handlers)
+    except NotFoundError:
+        raise invalid_field("handlers", "names a handler that is not registered") from None
+    journal = ReplayJournal(store.storage)
+    replay_id = await journal.create(request)
+    config = {"ops": {"replay_events": {"config": {"replay_id": replay_id}}}}
+    try:
+        run_id = await _submit(launcher, "replay", config, {"replay_id": replay_id})
+    except ProblemError as problem:
+        await journal.update(replay_id, status="failed", failure=problem.detail, end_time=datetime.now(UTC))
+        raise
+    await journal.update(replay_id, dagster_run_id=run_id)
+    return replay_id
+
+
+async def cancel_replay(store: EventStore, launcher: Launcher, replay_id: str) -> None:
+    """Return once a replay has stopped: of itself, or because its run was ended.
+
+    Raises a 409 problem when it is not running, or has ended before it could be stopped.
+    """
+    journal = ReplayJournal(store.storage)
+    if not await journal.request_cancel(replay_id):
+        raise ProblemError(CONFLICT, "The replay is not running.")
+    row = await finished_replay(journal, replay_id, wait_s=OBEY_S) or {}
+    if row.get("status") in ("completed", "failed"):
+        raise ProblemError(CONFLICT, "The replay ended before it could be stopped.")
+    run_id = row.get("dagster_run_id")
+    if run_id is None:
+        return
+    await launcher.cancel(run_id)
+    if row["status"] in UNFINISHED:
+        await launcher.wait(run_id, OBEY_S)
+        await journal.update(replay_id, status="cancelled", end_time=datetime.now(UTC))
+
+
+async def finished_replay(journal: ReplayJournal, replay_id: str, *, wait_s: float) -> dict[str, Any] | None:
+    """The row of a replay as soon as it has ended, or as it is after that time; None for no such row."""
+    deadline, pause = time.monotonic() + wait_s, 0.05
+    while True:
+        row = await journal.get(replay_id)
+        left = deadline - time.monotonic()
+        if row is None or row["status"] not in UNFINISHED or left <= 0:
+            return row
+        await asyncio.sleep(min(pause, left))
+        pause = min(pause * 1.5, 0.5)
+
+
+async def _submit(launcher: Launcher, job: str, config: dict[str, Any], tags: dict[str, str]) -> str:
+    try:
+        return await launcher.submit(job, config, tags)
+    except Exception as error:
+        log.exception("job %s did not start", job)
+        raise ProblemError(UNAVAILABLE, "The job could not be started.") from error

@@ -1,0 +1,209 @@
+"""Replay Service: replays, snapshots and sequence checks as jobs, and the stream of events."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import orjson
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
+from fastapi.responses import Response
+
+from api.application import new_application
+from api.dependencies import OpenStore, json_response
+from api.feed import LiveFeed
+from api.health import health_router
+from api.jobs import answer, cancel_replay, finished_replay, start_replay
+from api.launcher import Launcher, make_launcher
+from api.paging import cursor_after, key_before, next_link
+from api.problems import NOT_FOUND, ProblemError
+from api.requests import JsonRoute, StreamRoute
+from api.schemas import (
+    PageParams,
+    PathId,
+    ReplayBody,
+    SequenceBody,
+    SnapshotBody,
+    StreamParams,
+    problems,
+)
+from api.server import serve
+from api.sse import EventStream, StreamResponse, event_frame, first_position
+from eventsourcing import Settings
+from eventsourcing.bootstrap import open_system
+from eventsourcing.canonical import encode
+from eventsourcing.replays import ReplayJournal
+from eventsourcing.snapshots import newest_snapshot
+
+READ = problems(406, 422, 503)
+JOB = problems(400, 406, 413, 415, 422, 500, 503)
+
+replays = APIRouter(route_class=JsonRoute, tags=["replays"])
+aggregates = APIRouter(route_class=JsonRoute, tags=["aggregates"])
+streams = APIRouter(route_class=StreamRoute, tags=["events"])
+
+
+def _launcher(request: Request) -> Launcher:
+    launcher: Launcher = request.app.state.launcher
+    return launcher
+
+
+def _feed(request: Request) -> LiveFeed:
+    feed: LiveFeed = request.app.state.feed
+    return feed
+
+
+Jobs = Annotated[Launcher, Depends(_launcher)]
+
+
+@replays.post("/replay", status_code=202, response_model=None, responses=JOB)
+async def create_replay(store: OpenStore, jobs: Jobs, body: ReplayBody) -> Response:
+    """Start a replay. It runs as a Dagster job into states of its own and has no outside effect."""
+    replay_id = await start_replay(store, jobs, body)
+    content = {"replay_id": replay_id, "status": "started", "message": f"Replay {replay_id} started"}
+    return json_response(orjson.dumps(content), 202, {"Location": f"/replay/{replay_id}", "Retry-After": "1"})
+
+
+@replays.get("/replay", response_model=None, responses=READ)
+async def list_replays(
+    request: Request, store: OpenStore, params: Annotated[PageParams, Query()]
+) -> Response:
+    """All replays, newest first, in pages."""
+    before = key_before(params)
+    rows = await ReplayJournal(store.storage).page(before=before, limit=params.limit + 1)
+    page = rows[: params.limit]
+    cursor = cursor_after(page[-1]["replay_id"], params) if len(rows) > params.limit else None
+    return json_response(
+        encode({"replays": [_only(row, LISTED) for row in page]}), headers=next_link(request, cursor)
+    )
+
+
+@replays.get("/replay/{replay_id}", response_model=None, responses={**READ, **problems(404)})
+async def get_replay(
+    store: OpenStore, replay_id: str, wait: Annotated[float, Query(ge=0, le=60)] = 0
+) -> Response:
+    """One replay; `wait` holds the answer back until it has ended, for so many seconds at most."""
+    _require_form(replay_id)
+    row = await finished_replay(ReplayJournal(store.storage), replay_id, wait_s=wait)
+    if row is None:
+        raise ProblemError(NOT_FOUND, "Replay not found")
+    return json_response(encode({**_only(row, SHOWN), "state_hash": row.get("state_hashes", {})}))
+
+
+@replays.delete("/replay/{replay_id}", response_model=None, responses={**READ, **problems(404, 409)})
+async def delete_replay(store: OpenStore, jobs: Jobs, replay_id: str) -> Response:
+    """Stop a replay; answered once it has stopped."""
+    _require_form(replay_id)
+    if await ReplayJournal(store.storage).get(replay_id) is None:
+        raise ProblemError(NOT_FOUND, "Replay not found")
+    await cancel_replay(store, jobs, replay_id)
+    return json_response(orjson.dumps({"message": f"Replay {replay_id} cancelled"}))
+
+
+@aggregates.post("/snapshot", status_code=201, response_model=None, responses={**JOB, **problems(404)})
+async def create_snapshot(store: OpenStore, jobs: Jobs, body: SnapshotBody) -> Response:
+    """Fold an aggregate into its state at a version, and keep that."""
+    snapshot = await answer(store, jobs, "snapshot", "create_snapshot", body.model_dump())
+    headers = {"Location": f"/snapshot/{quote(body.aggregate_id, safe='')}"}
+    return json_response(encode(snapshot), 201, headers)
+
+
+@aggregates.get("/snapshot/{aggregate_id:path}", response_model=None, responses={**READ, **problems(404)})
+async def get_snapshot(store: OpenStore, aggregate_id: PathId) -> Response:
+    """The newest snapshot of an aggregate."""
+    await store.initialize()
+    snapshot = await newest_snapshot(store.storage, aggregate_id)
+    if snapshot is None:
+        raise ProblemError(NOT_FOUND, "Snapshot not found")
+    return json_response(encode(snapshot))
+
+
+@aggregates.post("/validate-sequence", response_model=None, responses={**JOB, **problems(404)})
+async def validate_sequence(store: OpenStore, jobs: Jobs, body: SequenceBody) -> Response:
+    """Compare the event types of an aggregate with those it should have."""
+    config = {
+        "aggregate_id": body.aggregate_id,
+        "expected_sequence": [str(t) for t in body.expected_sequence],
+    }
+    return json_response(encode(await answer(store, jobs, "validate_sequence", "validate_sequence", config)))
+
+
+@streams.get(
+    "/events/stream",
+    response_class=Response,
+    response_model=None,
+    responses={
+        200: {"description": "Events without end", "content": {"text/event-stream": {}}},
+        **READ,
+        **problems(409),
+    },
+)
+async def stream_events(
+    store: OpenStore,
+    feed: Annotated[LiveFeed, Depends(_feed)],
+    params: Annotated[StreamParams, Query()],
+    last_event_id: Annotated[str | None, Header(pattern=r"^\d{0,18}$")] = None,
+) -> Response:
+    """Server-sent events: history from the point asked for, then live, without a gap or a repeat."""
+    after = await first_position(store, after=params.after, last_event_id=last_event_id)
+    return StreamResponse(EventStream(store, feed, params.query(), after=after))
+
+
+def create_app(settings: Settings | None = None, launcher: Launcher | None = None) -> FastAPI:
+    """The service over the system that these settings describe; `launcher` replaces Dagster's."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_system(settings) as system:
+            jobs = launcher or make_launcher(system.settings)
+            app.state.system, app.state.launcher = system, jobs
+            app.state.feed = LiveFeed(system.store, event_frame)
+            try:
+                await jobs.start()
+                yield
+            finally:
+                await jobs.stop()
+
+    routers = [replays, aggregates, streams, health_router("replay-service")]
+    return new_application("Replay Service", lifespan=lifespan, routers=routers)
+
+
+def main() -> None:
+    """Serve on the configured port."""
+    serve(create_app, lambda settings: settings.replay_service_port)
+
+
+LISTED = ("replay_id", "status", "replay_type", "start_time", "end_time")
+
+SHOWN = (
+    *LISTED,
+    "total_events",
+    "processed_events",
+    "failed_events",
+    "success_rate",
+    "duration",
+    "errors",
+    "error_count",
+    "failure",
+    "progress",
+    "rate",
+    "eta",
+    "dagster_run_id",
+)
+
+
+def _only(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: row.get(name) for name in names}
+
+
+def _require_form(replay_id: str) -> None:
+    """Raise a 404 problem for what cannot be the id of a replay."""
+    if not re.fullmatch(r"replay_\d{8}_\d{6}_\d{1,10}", replay_id, re.ASCII):
+        raise ProblemError(NOT_FOUND, "Replay not found")
+
+
+if __name__ == "__main__":
+    main()
