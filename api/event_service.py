@@ -91,8 +91,7 @@ async def query_events(
     """The events that match every filter given, in pages."""
     await reach(store, filters.min_position)
     page, cursor = await page_of_events(store, filters)
-    content = b"[" + b",".join(map(event_json, page)) + b"]"
-    return json_response(content, headers=next_link(request, cursor))
+    return json_response(b"[" + b",".join(page) + b"]", headers=next_link(request, cursor))
 
 
 @events.get("/events/stats", response_model=None, responses=READ)

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from fastapi import Request
 
+from api.dependencies import event_json
 from api.problems import ProblemError, invalid_field
 from api.schemas import EventFilters, PageParams
-from eventsourcing import EventStore, RecordedEvent
+from eventsourcing import EventStore
 from eventsourcing.readmodels import ReadModel
 from eventsourcing.storage.base import Storage
 
+MAX_PAGE_BYTES = 16 * 1024 * 1024
+"""A page of events ends with the one that goes beyond this."""
+
 MAX_SCANNED = 10_000
 """How many keys one page of a read model looks at: taken-back records leave empty ones behind."""
+
+_READ = 100
 
 
 def cursor_after(key: str, params: PageParams) -> str:
@@ -53,12 +58,11 @@ def next_link(request: Request, cursor: str | None) -> dict[str, str]:
     return {"Link": f'<{path}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'}
 
 
-async def page_of_events(
-    store: EventStore, filters: EventFilters
-) -> tuple[Sequence[RecordedEvent], str | None]:
-    """One page of events, and the cursor of the next page when there is one.
+async def page_of_events(store: EventStore, filters: EventFilters) -> tuple[list[bytes], str | None]:
+    """One page of events as JSON, and the cursor of the next page when there is one.
 
-    One aggregate is read along its versions and needs no bound: versions appear in order.
+    One aggregate is read along its versions and needs no bound: versions appear in order. A page of
+    large events may be short.
     """
     query, key = filters.query(), _number(key_before(filters))
     up = not query.backwards
@@ -74,9 +78,14 @@ async def page_of_events(
             query = query.where(after_position=key, to_position=await store.horizon())
         elif key is not None:
             query = query.where(to_position=key - 1)
-    found = [event async for event in store.read(query.where(limit=filters.limit + 1))]
-    page, more = found[: filters.limit], len(found) > filters.limit
-    return page, cursor_after(str(getattr(page[-1], name)), filters) if more else None
+    page: list[bytes] = []
+    size, last = 0, None
+    async for event in store.read(query.where(limit=filters.limit + 1), batch_size=_READ):
+        if len(page) == filters.limit or size > MAX_PAGE_BYTES:
+            return page, cursor_after(str(getattr(last, name)), filters)
+        page.append(event_json(event))
+        size, last = size + len(page[-1]), event
+    return page, None
 
 
 async def page_of_states(

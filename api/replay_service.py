@@ -159,10 +159,10 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_system(settings) as system:
             jobs = launcher or make_launcher(system.settings)
-            await jobs.start()
             app.state.system, app.state.launcher = system, jobs
             app.state.feed = LiveFeed(system.store, event_frame)
             try:
+                await jobs.start()
                 yield
             finally:
                 await jobs.stop()

@@ -30,6 +30,7 @@ EVENT_DATABASE = "event_store"
 """The name of the event database on the embedded server."""
 
 _START_TRIES = 5
+_CREATE_LOCK = "SELECT pg_advisory_lock(17747, 2)"
 
 
 class EmbeddedPostgres:
@@ -81,11 +82,12 @@ class EmbeddedPostgres:
         return self._socket_url(database, driver).render_as_string(hide_password=False)
 
     def ensure_database(self, name: str) -> None:
-        """Create the database unless it is there."""
+        """Create the database unless it is there; one process creates at a time."""
         engine = create_engine(
             self._socket_url("postgres", "psycopg2"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
         )
         with engine.connect() as connection:
+            connection.execute(text(_CREATE_LOCK))  # ends with the connection
             found = connection.execute(
                 text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": name}
             )

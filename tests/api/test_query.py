@@ -109,6 +109,16 @@ async def test_pages_of_one_aggregate(
     assert versions == (expected if order == "asc" else expected[::-1])
 
 
+async def test_a_page_is_bounded_in_bytes(
+    events: httpx2.AsyncClient, stored: EventStore, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await a_history(stored, unique)
+    monkeypatch.setattr("api.paging.MAX_PAGE_BYTES", 1000)
+    pages = await all_pages(events, "/events", correlation_id=made["correlation"])
+    assert [event["position"] for page in pages for event in page] == made["positions"]
+    assert len(pages) > 2
+
+
 async def test_pages_miss_nothing_that_commits_late(
     events: httpx2.AsyncClient, stored: EventStore, service_database: str, unique: str
 ) -> None:
@@ -122,25 +132,28 @@ async def test_pages_miss_nothing_that_commits_late(
 
     await stored.append_event(event(0))
     slow = await asyncpg.connect(service_database.replace("+asyncpg", ""))
-    transaction = slow.transaction()
-    await transaction.start()
-    await slow.execute(
-        'INSERT INTO events (event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp",'
-        " correlation_id, metadata, data) VALUES ($1, 'migration.started', $2, 'migration', 1, now(), $3,"
-        " '{}', '{}')",
-        uuid4(),
-        f"{unique}-slow",
-        correlation,
-    )
-    late = await stored.append_event(event(1))
-    params: dict[str, Any] = {"correlation_id": str(correlation), "limit": 1}
-    before = await all_pages(events, "/events", **params)
-    assert [page[0]["aggregate_id"] for page in before] == [f"{unique}-0"]
-    waiting = asyncio.create_task(events.get("/events", params={**params, "min_position": late.position}))
-    await asyncio.sleep(0.1)
-    assert not waiting.done()
-    await transaction.commit()
-    await slow.close()
+    try:
+        transaction = slow.transaction()
+        await transaction.start()
+        await slow.execute(
+            "INSERT INTO events (event_id, event_type, aggregate_id, aggregate_type, event_version,"
+            " timestamp, correlation_id, metadata, data)"
+            " VALUES ($1, 'migration.started', $2, 'migration', 1, now(), $3, '{}', '{}')",
+            uuid4(),
+            f"{unique}-slow",
+            correlation,
+        )
+        late = await stored.append_event(event(1))
+        params: dict[str, Any] = {"correlation_id": str(correlation), "limit": 1}
+        before = await all_pages(events, "/events", **params)
+        assert [page[0]["aggregate_id"] for page in before] == [f"{unique}-0"]
+        reached = {**params, "min_position": late.position}
+        waiting = asyncio.create_task(events.get("/events", params=reached))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        await transaction.commit()
+    finally:
+        await slow.close()  # else it would hold every reader of the session back
     first = await waiting
     assert "next" in first.links
     after = await all_pages(events, "/events", **params)
