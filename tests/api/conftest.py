@@ -44,7 +44,7 @@ class InlineLauncher:
         await asyncio.gather(*self.runs.values(), return_exceptions=True)
         await self.store.close()
 
-    async def submit(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:  # noqa: ARG002
+    async def submit(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:  # noqa: ARG002 - the port
         if self.refuses:
             raise RuntimeError("no lane")
         run_id = str(uuid4())
