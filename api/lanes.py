@@ -76,6 +76,15 @@ def open_instance(environment: dict[str, str]) -> DagsterInstance:
     return instance
 
 
+def close_instance(instance: DagsterInstance) -> None:
+    """Dispose of an instance and of the pools behind it, which Dagster leaves connected."""
+    instance.dispose()
+    for storage in (instance.run_storage, instance.event_log_storage, instance.schedule_storage):
+        engine = getattr(storage, "_engine", None)
+        if engine is not None:
+            engine.dispose()
+
+
 @cache
 def reconstructable_job(name: str) -> ReconstructableJob:
     """The job of a name, as another process can load it. Raises DagsterError for an unknown name."""

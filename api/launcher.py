@@ -36,7 +36,7 @@ from dagster import (
 )
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
-from api.lanes import Lane, open_instance, reconstructable_job
+from api.lanes import Lane, close_instance, open_instance, reconstructable_job
 from eventsourcing.canonical import decode, encode
 from eventsourcing.config import Settings
 from resources.dagster_home import prepare_dagster_home
@@ -130,7 +130,7 @@ class EmbeddedLauncher:
             await self._end(run_id, "the server stopped")
         self._workers, self.lanes = [], []
         if self._instance is not None:
-            await asyncio.to_thread(self._instance.dispose)
+            await asyncio.to_thread(close_instance, self._instance)
             self._instance = None
 
     async def submit(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:

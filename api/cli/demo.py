@@ -69,8 +69,8 @@ def demo(
         )
         ok = asyncio.run(_demo(settings, data))
     finally:
-        if embedded is not None and started and not embedded.others_connected():
-            embedded.stop()
+        if embedded is not None and started:
+            embedded.stop_if_idle()
     _farewell(settings, time.monotonic() - began)
     if not ok:
         raise typer.Exit(1)

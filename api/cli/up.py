@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import nullcontext
 from types import FrameType
 
 import httpx2
@@ -49,17 +50,22 @@ def up() -> None:
     if embedded is not None:
         embedded.start()
     try:
-        running = supervisor.start(programs, prepare_dagster_home(settings))
-        try:
-            _watch(settings, supervisor, programs, stop)
-        finally:
-            console.print("Stopping …")
-            running.send_signal(signal.SIGTERM)
-            running.wait(timeout=60)
+        with embedded.in_use() if embedded is not None else nullcontext():
+            _serve(settings, supervisor, programs, stop)
     finally:
         if embedded is not None:
             embedded.stop()
     console.print("Stopped.")
+
+
+def _serve(settings: Settings, supervisor: Supervisor, programs: list[Process], stop: _Stop) -> None:
+    running = supervisor.start(programs, prepare_dagster_home(settings))
+    try:
+        _watch(settings, supervisor, programs, stop)
+    finally:
+        console.print("Stopping …")
+        running.send_signal(signal.SIGTERM)
+        running.wait(timeout=60)
 
 
 def _watch(settings: Settings, supervisor: Supervisor, programs: list[Process], stop: _Stop) -> None:

@@ -12,6 +12,8 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -30,6 +32,7 @@ EVENT_DATABASE = "event_store"
 """The name of the event database on the embedded server."""
 
 _START_TRIES = 5
+_IDLE_TRIES, _IDLE_PAUSE_S = 5, 0.2
 _CREATE_LOCK = "SELECT pg_advisory_lock(17747, 2)"
 
 
@@ -95,8 +98,24 @@ class EmbeddedPostgres:
                 quoted = engine.dialect.identifier_preparer.quote(name)
                 connection.execute(text(f"CREATE DATABASE {quoted}"))
 
-    def others_connected(self) -> bool:
-        """Whether any client is connected, this question aside."""
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Stay connected, so that nobody takes the server for idle."""
+        engine = create_engine(self._socket_url("postgres", "psycopg2"), poolclass=NullPool)
+        with engine.connect():
+            yield
+
+    def stop_if_idle(self) -> None:
+        """Stop the server unless somebody is connected; clients that just died are given a second to go."""
+        for _ in range(_IDLE_TRIES):
+            if not self.running():
+                return
+            if not self._others_connected():
+                self.stop()
+                return
+            time.sleep(_IDLE_PAUSE_S)
+
+    def _others_connected(self) -> bool:
         engine = create_engine(self._socket_url("postgres", "psycopg2"), poolclass=NullPool)
         question = (
             "SELECT count(*) FROM pg_stat_activity "
@@ -148,13 +167,9 @@ class EmbeddedStorage(PostgresStorage):
         was_open = self._pool is not None
         await super().close()
         if was_open:
-            await asyncio.to_thread(self._stop_if_idle)
+            await asyncio.to_thread(self._embedded.stop_if_idle)
 
     def _started_url(self) -> URL:
         self._embedded.start()
         self._embedded.ensure_database(EVENT_DATABASE)
         return make_url(self._embedded.url(EVENT_DATABASE))
-
-    def _stop_if_idle(self) -> None:
-        if self._embedded.running() and not self._embedded.others_connected():
-            self._embedded.stop()
