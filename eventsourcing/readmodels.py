@@ -82,14 +82,6 @@ class ReadModel:
             position = await self._position(transaction, lock=True)  # so that no batch commits in between
             return position, await transaction.get(self.table, key) or self.fold.initial()
 
-    async def states(
-        self, storage: Storage, *, after: str | None = None, limit: int = 1000
-    ) -> list[tuple[str, State]]:
-        """The next keys with a state, in byte order; keys whose state is empty are left out."""
-        async with storage.transaction() as transaction:
-            rows = await transaction.scan(self.table, after=after, limit=limit)
-        return [(key, state) for key, state in rows if state]
-
     async def _position(self, transaction: StateTransaction, *, lock: bool = False) -> int:
         checkpoint = await transaction.get(CHECKPOINTS, self.checkpoint_key, lock=lock)
         return checkpoint["position"] if checkpoint else 0

@@ -6,7 +6,9 @@ States: pending → running → completed, failed or cancelled. A running row wh
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -27,6 +29,7 @@ REPLAYS = StateTable("replays")
 """Key: second of the start and count within it, so that keys sort by age. Value: the row."""
 
 SHOWN_ERRORS = 100
+BEAT_S = 3.0
 STALE_AFTER = timedelta(seconds=15)
 UNFINISHED = ("pending", "running")
 
@@ -166,14 +169,33 @@ async def run_replay(
         return not now.get("cancel_requested") and not (should_stop is not None and await should_stop())
 
     try:
-        result = await replay.replay(request.query(), report=report)
+        async with _beating(journal, replay_id):
+            result = await replay.replay(request.query(), report=report)
     except BaseException as error:
-        await journal.update(replay_id, status="failed", failure=str(error), end_time=datetime.now(UTC))
+        status = "failed" if isinstance(error, Exception) else "interrupted"
+        await journal.update(replay_id, status=status, failure=str(error), end_time=datetime.now(UTC))
         raise
     status = "completed"
     if result.stopped:
         status = "failed" if result.failed_events and request.stop_on_error else "cancelled"
     return await journal.update(replay_id, status=status, **_progress(result))
+
+
+@asynccontextmanager
+async def _beating(journal: ReplayJournal, replay_id: str) -> AsyncIterator[None]:
+    """Keep the row's heartbeat going, however long a batch or the pause after it takes."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            await journal.update(replay_id, heartbeat_at=datetime.now(UTC))
+
+    beating = asyncio.create_task(beat(), name=f"heartbeat of {replay_id}")
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
 
 
 def _progress(result: ReplayResult) -> dict[str, Any]:
