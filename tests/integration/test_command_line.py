@@ -82,6 +82,14 @@ def test_a_migration_runs_from_the_terminal_and_its_events_are_listed(
     assert types == [str(e.event_type) for e in a_migration() if e.aggregate_id == "migration-123"]
 
 
+def test_the_schema_is_created_and_named_and_creating_it_again_changes_nothing(esm: Esm) -> None:
+    first, second = esm("db", "upgrade"), esm("db", "upgrade")
+
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert "schema version 0001" in first.stdout
+    assert second.stdout == first.stdout
+
+
 def test_a_target_with_rows_is_refused_before_anything_is_written(
     esm: Esm, panel: Path, new_database: Callable[[], str]
 ) -> None:
