@@ -28,16 +28,8 @@ from eventsourcing import (
     NotificationEventHandler,
     UserMigratedEvent,
 )
+from eventsourcing.catalogue import MIGRATION_SEQUENCE
 from eventsourcing.testing import InMemoryNotifications, a_migration
-
-SEQUENCE = [
-    EventType.MIGRATION_STARTED,
-    EventType.DATA_EXTRACTED,
-    EventType.DATA_TRANSFORMED,
-    EventType.DATA_VALIDATED,
-    EventType.DATA_IMPORTED,
-    EventType.MIGRATION_COMPLETED,
-]
 
 
 def started(migration_id: str = "migration-123") -> MigrationStartedEvent:
@@ -323,9 +315,11 @@ async def test_a_snapshot_holds_the_state_of_an_aggregate(replay: EventReplay) -
 
 
 async def test_a_sequence_is_validated_and_its_differences_are_named(replay: EventReplay) -> None:
-    valid = await replay.validate_event_sequence(aggregate_id="migration-123", expected_sequence=SEQUENCE)
+    valid = await replay.validate_event_sequence(
+        aggregate_id="migration-123", expected_sequence=MIGRATION_SEQUENCE
+    )
     short = await replay.validate_event_sequence(
-        aggregate_id="migration-123", expected_sequence=[*SEQUENCE[:1], *SEQUENCE[2:]]
+        aggregate_id="migration-123", expected_sequence=[*MIGRATION_SEQUENCE[:1], *MIGRATION_SEQUENCE[2:]]
     )
 
     assert valid["is_valid"]

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from eventsourcing import (
     OCCURRED,
-    BaseEvent,
     EventPayload,
     EventType,
     InvalidEventError,
@@ -47,19 +46,7 @@ def started(**fields: Any) -> MigrationStartedEvent:
     return MigrationStartedEvent(migration_id="migration-1", source_config={}, target_config={}, **fields)
 
 
-def test_a_draft_has_exactly_the_published_fields() -> None:
-    assert list(BaseEvent.model_fields) == [
-        "event_id",
-        "event_type",
-        "aggregate_id",
-        "aggregate_type",
-        "event_version",
-        "timestamp",
-        "correlation_id",
-        "causation_id",
-        "metadata",
-        "data",
-    ]
+def test_a_draft_takes_no_field_beyond_the_published_ones() -> None:
     with pytest.raises(ValidationError):
         draft(other=1)
 

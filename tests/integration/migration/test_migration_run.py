@@ -13,19 +13,11 @@ import pytest
 import xxhash
 
 from eventsourcing import EventStore
+from eventsourcing.catalogue import MIGRATION_SEQUENCE
 from eventsourcing.events import EventType
 from pipelines.migration import StageOrderError, ThresholdExceededError, parse_mapping
 from pipelines.migration.legacy_panel import DEFECTS, found_defects, mapping_path
 from tests.integration.migration.lab import USERS, Finished, Lab, Panel
-
-SEQUENCE = [
-    EventType.MIGRATION_STARTED,
-    EventType.DATA_EXTRACTED,
-    EventType.DATA_TRANSFORMED,
-    EventType.DATA_VALIDATED,
-    EventType.DATA_IMPORTED,
-    EventType.MIGRATION_COMPLETED,
-]
 
 
 def test_every_planted_defect_is_found_and_every_row_is_accounted_for(
@@ -33,7 +25,7 @@ def test_every_planted_defect_is_found_and_every_row_is_accounted_for(
 ) -> None:
     stages = [event for event in finished.events if event.aggregate_id == "migration-1"]
     quarantined = [e.data for e in finished.events if e.event_type is EventType.RECORD_QUARANTINED]
-    assert [event.event_type for event in stages] == SEQUENCE
+    assert [event.event_type for event in stages] == list(MIGRATION_SEQUENCE)
     expected = {name: panel.expected[name] for name in DEFECTS}
     assert found_defects(stages[3].data["validation_errors"]) == expected
     assert Counter((data["entity"], data["rule"], data["column"]) for data in quarantined) == Counter(
@@ -140,7 +132,9 @@ async def test_stages_may_each_have_their_own_object_but_keep_their_order(lab: L
         ):
             await getattr(lab.migration(store), stage)()
             await getattr(lab.migration(store), stage)()
-        assert [event.event_type for event in await store.get_events("migration-1")] == SEQUENCE
+        assert [event.event_type for event in await store.get_events("migration-1")] == list(
+            MIGRATION_SEQUENCE
+        )
         with pytest.raises(StageOrderError):
             await lab.migration(store, "migration-2").verify()
 
