@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from pipelines.migration.context import Progress as StageProgress
 from pipelines.migration.errors import SourceError
+from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.run import Migration
 from resources.workspace import WorkspaceResource
 
@@ -53,18 +55,41 @@ class Bars:
             self.progress.update(self._tasks[key], completed=progress.done, total=progress.total)
 
 
+MappingFile = Annotated[Path, typer.Argument(help="The mapping file.")]
+Source = Annotated[str, typer.Option("--source", "-s", help="A file or a SQLAlchemy URL.")]
+Target = Annotated[str, typer.Option("--target", "-t", help="The SQLAlchemy URL of the target.")]
+
+
 @app.command("run")
 def run_migration(
-    mapping: Annotated[Path, typer.Argument(help="The mapping file.")],
-    source: Annotated[str, typer.Option("--source", "-s", help="A file or a SQLAlchemy URL.")],
-    target: Annotated[str, typer.Option("--target", "-t", help="The SQLAlchemy URL of the target.")],
+    mapping: MappingFile,
+    source: Source,
+    target: Target,
     migration_id: Annotated[
         str | None, typer.Option("--id", help="Its id; the id of an unfinished run resumes that run.")
     ] = None,
 ) -> None:
     """Run a migration to its end, or resume one. A failure keeps what is done."""
     name = migration_id or datetime.now(UTC).strftime("migration-%Y%m%d-%H%M%S")
-    asyncio.run(_run(mapping, _url(source), target, name))
+    outcome = asyncio.run(_work(Migration.run, mapping, source, target, name))
+    facts = {name: fact for name, fact in outcome.facts.items() if isinstance(fact, int | float | str)}
+    console.print(pairs("Completed", facts))
+
+
+@app.command("rollback")
+def roll_back(
+    mapping: MappingFile,
+    source: Source,
+    target: Target,
+    migration_id: Annotated[str, typer.Option("--id", help="The migration to undo.")],
+    reason: Annotated[str, typer.Option(help="Why; it stands in the event.")] = "asked for",
+) -> None:
+    """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
+    outcome = asyncio.run(
+        _work(lambda migration: migration.rollback(reason), mapping, source, target, migration_id)
+    )
+    deleted = {f"deleted from {table}": count for table, count in outcome.facts["deleted"].items()}
+    console.print(pairs("Rolled back", {**deleted, "conflicts": outcome.facts["conflicts"]}))
 
 
 def _url(source: str) -> str:
@@ -77,15 +102,21 @@ def _url(source: str) -> str:
     return f"sqlite:///{path.resolve()}"
 
 
-async def _run(mapping: Path, source_url: str, target_url: str, migration_id: str) -> None:
-    settings = Settings.load()
-    workspace = WorkspaceResource()
-    bars = Bars()
-    async with open_system(settings) as system:
+async def _work(
+    work: Callable[[Migration], Awaitable[StageOutcome]],
+    mapping: Path,
+    source: str,
+    target: str,
+    migration_id: str,
+) -> StageOutcome:
+    """Open the migration, do the work with bars, close everything."""
+    workspace, bars = WorkspaceResource(), Bars()
+    source_url = _url(source)
+    async with open_system(Settings.load()) as system:
         migration = Migration(
             mapping,
             source_url=source_url,
-            target_url=target_url,
+            target_url=target,
             store=system.store,
             work_dir=workspace.folder(),
             migration_id=migration_id,
@@ -94,6 +125,4 @@ async def _run(mapping: Path, source_url: str, target_url: str, migration_id: st
         )
         console.print(f"Migration [bold]{migration_id}[/bold]")
         with bars.progress:
-            outcome = await migration.run()
-    facts = {name: fact for name, fact in outcome.facts.items() if isinstance(fact, int | float | str)}
-    console.print(pairs("Completed", facts))
+            return await work(migration)

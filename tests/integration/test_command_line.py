@@ -81,6 +81,22 @@ def test_a_migration_runs_from_the_terminal_and_its_events_are_listed(
     assert types == [str(e.event_type) for e in a_migration() if e.aggregate_id == "migration-123"]
 
 
+def test_a_migration_is_undone_from_the_terminal(
+    esm: Esm, panel: Path, new_database: Callable[[], str]
+) -> None:
+    target = new_database()
+    create_target_schema(target)
+    both = (str(mapping_path()), "--source", str(panel), "--target", target, "--id", "m-1")
+    assert esm("migrate", "run", *both).returncode == 0
+
+    undone = esm("migrate", "rollback", *both, "--reason", "trial")
+    again = esm("migrate", "run", *both[:-1], "m-2")
+
+    assert undone.returncode == 0, undone.stderr
+    assert "deleted from users" in undone.stdout
+    assert again.returncode == 0, again.stderr
+
+
 def test_the_schema_is_created_and_named_and_creating_it_again_changes_nothing(esm: Esm) -> None:
     first, second = esm("db", "upgrade"), esm("db", "upgrade")
 
