@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from eventsourcing.bus import EventBus
 from eventsourcing.config import Settings
 from eventsourcing.plugins import load_plugins
-from eventsourcing.storage.embedded import EmbeddedStorage
-from eventsourcing.storage.postgres import PostgresStorage
-from eventsourcing.store import EventStore
+from eventsourcing.store import EventStore, database_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +29,7 @@ async def open_system(settings: Settings | None = None) -> AsyncIterator[System]
     """
     settings = settings or Settings.load()
     load_plugins(settings)
-    storage = (
-        EmbeddedStorage(settings.data_dir, pool_size=settings.pool_size)
-        if settings.database_url is None
-        else PostgresStorage(settings.database_url, pool_size=settings.pool_size)
-    )
+    storage = database_storage(settings.store_config(), settings.data_dir)
     async with EventStore(storage=storage) as store:
         bus = EventBus(settings.bus_config(), store=store)
         try:

@@ -17,18 +17,18 @@ from dataclasses import dataclass, field
 
 from eventsourcing.config import EventBusConfig
 from eventsourcing.dead_letters import DeadLetter, park, parked_aggregates
-from eventsourcing.delivery import backoff, call_with_retry, is_outage
+from eventsourcing.delivery import call_with_retry, is_outage
 from eventsourcing.errors import HandlerError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import CHECKPOINTS
 from eventsourcing.storage.base import Storage
+from eventsourcing.supervision import lead, supervise
 from eventsourcing.tail import Slice, follow
 from eventsourcing.transport.base import Subscription
 
 _log = logging.getLogger(__name__)
 
-STAND_BY_S = 1.0
 CONCURRENT_AGGREGATES = 16
 
 
@@ -49,7 +49,6 @@ class GroupConsumer:
     members: list[Subscription]
     position: int = 0
     _parked: set[str] = field(default_factory=set)
-    _failures: int = 0
 
     @property
     def group(self) -> str | None:
@@ -57,28 +56,18 @@ class GroupConsumer:
         return self.members[0].group
 
     async def run(self) -> None:
-        """Consume until cancelled; whatever goes wrong is logged, waited out and tried again."""
-        while True:
-            try:
-                if self.group is None:
-                    await self._follow()
-                else:
-                    await self._lead(self.group)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the supervising loop of a consumer
-                self._failures += 1
-                _log.warning("group %s paused: %s", self.group, error)
-                await asyncio.sleep(backoff(min(self._failures, 6), 1.0))
+        """Consume until cancelled, for the group while its lease is ours."""
+        if self.group is None:
+            await supervise(self.members[0].identity, self._follow)
+        else:
+            await lead(self.storage, f"group/{self.group}", self._resume)
 
-    async def _lead(self, group: str) -> None:
-        """Consume for the group while its lease is ours, else stand by for a while."""
-        async with self.storage.lease(f"group/{group}") as ours:
-            if ours:
-                self._parked = await parked_aggregates(self.storage, group)
-                self.position = await self._checkpoint(group)
-                await self._follow()
-        await asyncio.sleep(STAND_BY_S)
+    async def _resume(self) -> None:
+        """Go on at the group's checkpoint, behind its dead letters."""
+        assert self.group is not None, "only a group has a checkpoint"
+        self._parked = await parked_aggregates(self.storage, self.group)
+        self.position = await self._checkpoint(self.group)
+        await self._follow()
 
     async def _checkpoint(self, group: str) -> int:
         """Where to go on. A group seen for the first time starts where it says and keeps that."""
@@ -98,7 +87,7 @@ class GroupConsumer:
         query = EventQuery(event_types=() if everything else tuple(sorted(types)))
         async for piece in follow(self.storage, query, after=self.position):
             await self._deliver_slice(piece)
-            self.position, self._failures = piece.position, 0
+            self.position = piece.position
 
     async def _deliver_slice(self, piece: Slice) -> None:
         by_aggregate: dict[str, list[RecordedEvent]] = {}

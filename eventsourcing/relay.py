@@ -7,19 +7,12 @@ stands by for its lease. Appending never publishes, so there is no dual write to
 
 from __future__ import annotations
 
-import asyncio
-import logging
-
-from eventsourcing.delivery import backoff
 from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import CHECKPOINTS
 from eventsourcing.storage.base import Storage
+from eventsourcing.supervision import lead
 from eventsourcing.tail import follow
 from eventsourcing.transport.base import Transport
-
-_log = logging.getLogger(__name__)
-
-STAND_BY_S = 1.0
 
 
 class Relay:
@@ -30,20 +23,8 @@ class Relay:
         self._key = f"relay/{name}"
 
     async def run(self) -> None:
-        """Relay until cancelled; a fault is logged, waited out, and the relay resumes at its checkpoint."""
-        failures = 0
-        while True:
-            try:
-                async with self._storage.lease(self._key) as ours:
-                    if ours:
-                        await self._relay()
-                await asyncio.sleep(STAND_BY_S)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the supervising loop of the relay
-                failures += 1
-                _log.warning("%s paused: %s", self._key, error)
-                await asyncio.sleep(backoff(min(failures, 6), 1.0))
+        """Relay until cancelled; after a fault the relay resumes at its checkpoint."""
+        await lead(self._storage, self._key, self._relay)
 
     async def position(self) -> int:
         """Up to where events are published."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
 
@@ -38,7 +39,7 @@ class EventStore:
         storage: Storage | None = None,
     ) -> None:
         self._storage = storage or (
-            InMemoryStorage() if use_memory else _postgres(config or EventStoreConfig())
+            InMemoryStorage() if use_memory else database_storage(config or EventStoreConfig())
         )
         self._opening = asyncio.Lock()
         self._is_open = False
@@ -195,11 +196,14 @@ class EventStore:
         return [event async for event in self.read(query)]
 
 
-def _postgres(config: EventStoreConfig) -> Storage:
+def database_storage(config: EventStoreConfig, data_dir: Path | None = None) -> Storage:
+    """The storage of a configuration: the database it names, else the embedded one of a data directory."""
     if config.database_url is not None:
         return PostgresStorage(
             config.database_url, pool_size=config.pool_size, append_timeout_s=config.append_timeout_s
         )
     return EmbeddedStorage(
-        Settings.load().data_dir, pool_size=config.pool_size, append_timeout_s=config.append_timeout_s
+        data_dir or Settings.load().data_dir,
+        pool_size=config.pool_size,
+        append_timeout_s=config.append_timeout_s,
     )
