@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from eventsourcing.canonical import comparable, decode
 from eventsourcing.errors import DuplicateEventError
@@ -18,8 +18,7 @@ from eventsourcing.events import RESERVED_METADATA, BaseEvent, RecordedEvent
 from eventsourcing.query import EventQuery
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(NamedTuple):
     """A draft made ready: encoded, measured, with the version it must have (0: the next one)."""
 
     event: BaseEvent
