@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -38,9 +39,8 @@ def encode(value: Any, *, field: str = "data") -> bytes:
     return encoded
 
 
-def decode(encoded: bytes | str) -> Any:
-    """Decode what `encode` wrote."""
-    return orjson.loads(encoded)
+decode: Callable[[bytes | str], Any] = orjson.loads
+"""Decode what `encode` wrote. The library's own function: a layer of ours would cost every row read."""
 
 
 def comparable(value: Any) -> bytes:

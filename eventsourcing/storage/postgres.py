@@ -9,6 +9,7 @@ is version order, for a version is resolved in a snapshot taken before its posit
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +23,7 @@ from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import NewEvent, StateTransaction
 from eventsourcing.storage.fragments import keyset_column, page
-from eventsourcing.storage.postgres_append import append
+from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
 from eventsourcing.storage.postgres_rows import recorded_event, use_canonical_json
 from eventsourcing.storage.postgres_states import PostgresTransaction
@@ -44,6 +45,7 @@ class PostgresStorage:
         self._pool_size = pool_size
         self._append_timeout_s = append_timeout_s
         self._pool: asyncpg.Pool | None = None
+        self._appender: Appender | None = None
         self._allocated = (0.0, 0)
 
     async def open(self) -> None:
@@ -64,7 +66,7 @@ class PostgresStorage:
 
     async def close(self) -> None:
         """See EventStorage.close."""
-        pool, self._pool = self._pool, None
+        pool, self._pool, self._appender = self._pool, None, None
         if pool is not None:
             try:
                 await asyncio.wait_for(pool.close(), timeout=5)
@@ -80,26 +82,36 @@ class PostgresStorage:
 
     async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
         """See EventStorage.append."""
-        return await append(self.pool, events, timeout_s=self._append_timeout_s)
+        self._appender = self._appender or Appender(self.pool, timeout_s=self._append_timeout_s)
+        return await self._appender.append(events)
 
     async def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
-        """See EventStorage.read. Each batch is one page by keyset; no connection is held between them."""
+        """See EventStorage.read. Each batch is one page by keyset; while one is used, the server looks for
+        the next. No connection is held between pages."""
         if query.after_position:
             head = await self.head()
             if query.after_position > head:
                 raise CursorAheadError(query.after_position, head)
-        left, cursor = query.limit, None
-        while left is None or left > 0:
-            size = batch_size if left is None else min(batch_size, left)
-            sql, values = page(query, cursor=cursor, size=size)
-            with translated():
-                rows = await self.pool.fetch(sql, *values)
-            if rows:
-                yield [recorded_event(row) for row in rows]
-            if len(rows) < size:
-                return
+        left = sys.maxsize if query.limit is None else query.limit
+        size = min(batch_size, left)
+        rows = await self._page(query, None, size) if size > 0 else []
+        while rows:
+            left -= len(rows)
+            size = min(batch_size, left) if len(rows) == size else 0
             cursor = rows[-1][keyset_column(query)]
-            left = None if left is None else left - size
+            upcoming = asyncio.create_task(self._page(query, cursor, size)) if size > 0 else None
+            try:
+                yield list(map(recorded_event, rows))
+                rows = await upcoming if upcoming else []
+            finally:
+                if upcoming:
+                    upcoming.cancel()
+                    await asyncio.gather(upcoming, return_exceptions=True)
+
+    async def _page(self, query: EventQuery, cursor: int | None, size: int) -> list[asyncpg.Record]:
+        sql, values = page(query, cursor=cursor, size=size)
+        with translated():
+            return cast("list[asyncpg.Record]", await self.pool.fetch(sql, *values))
 
     async def horizon(self) -> int:
         """See EventStorage.horizon."""

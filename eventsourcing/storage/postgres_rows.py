@@ -9,6 +9,9 @@ import asyncpg
 from eventsourcing.canonical import decode
 from eventsourcing.events import EventType, RecordedEvent
 
+_NAMES = tuple(RecordedEvent.model_fields)
+"""The columns of `select_events`, in its order."""
+
 _TYPES: dict[str, str] = {member.value: member for member in EventType}
 
 
@@ -21,7 +24,7 @@ async def use_canonical_json(connection: asyncpg.Connection) -> None:
 
 def recorded_event(row: asyncpg.Record) -> RecordedEvent:
     """The event in a row of `select_events`."""
-    fields = dict(row)
+    fields = dict(zip(_NAMES, row, strict=True))
     fields["event_type"] = _TYPES.get(fields["event_type"], fields["event_type"])
     if fields["timestamp"].tzinfo is None:  # asyncpg keeps the first and the last moment as infinities
         fields["timestamp"] = fields["timestamp"].replace(tzinfo=UTC)
