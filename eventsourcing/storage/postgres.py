@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import asyncpg
 from sqlalchemy.engine import make_url
@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from eventsourcing.errors import CursorAheadError, UnavailableError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
-from eventsourcing.storage.base import NewEvent, StateTransaction
+from eventsourcing.storage.base import ChunkReceipt, NewEvent, StateTransaction, append_drafts
 from eventsourcing.storage.fragments import keyset_column, page
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
@@ -29,6 +29,10 @@ from eventsourcing.storage.postgres_rows import recorded_event, use_canonical_js
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.statements import statements
+
+if TYPE_CHECKING:
+    from eventsourcing.columnar import EventChunk
+    from eventsourcing.storage.postgres_frames import FrameCopier
 
 POLL_S = 0.02
 """How often a waiting reader asks whether anything has been drawn."""
@@ -46,6 +50,7 @@ class PostgresStorage:
         self._append_timeout_s = append_timeout_s
         self._pool: asyncpg.Pool | None = None
         self._appender: Appender | None = None
+        self._copier: FrameCopier | None = None
         self._allocated = (0.0, 0)
 
     async def open(self) -> None:
@@ -66,7 +71,7 @@ class PostgresStorage:
 
     async def close(self) -> None:
         """See EventStorage.close."""
-        pool, self._pool, self._appender = self._pool, None, None
+        pool, self._pool, self._appender, self._copier = self._pool, None, None, None
         if pool is not None:
             try:
                 await asyncio.wait_for(pool.close(), timeout=5)
@@ -84,6 +89,13 @@ class PostgresStorage:
         """See EventStorage.append."""
         self._appender = self._appender or Appender(self.pool, timeout_s=self._append_timeout_s)
         return await self._appender.append(events)
+
+    async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:
+        """See EventStorage.append_chunk."""
+        from eventsourcing.storage.postgres_frames import FrameCopier  # loads polars
+
+        self._copier = self._copier or FrameCopier(self.pool, timeout_s=self._append_timeout_s)
+        return await self._copier.copy(chunk) or await append_drafts(self, chunk)
 
     async def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
         """See EventStorage.read. Each batch is one page by keyset; while one is used, the server looks for
