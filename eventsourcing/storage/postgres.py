@@ -22,7 +22,8 @@ from eventsourcing.errors import CursorAheadError, UnavailableError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import ChunkReceipt, NewEvent, StateTransaction, append_drafts
-from eventsourcing.storage.fragments import keyset_column, page
+from eventsourcing.storage.fragments import is_timed, keyset_column, page
+from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
 from eventsourcing.storage.postgres_rows import recorded_event, use_canonical_json
@@ -36,6 +37,16 @@ if TYPE_CHECKING:
 
 POLL_S = 0.02
 """How often a waiting reader asks whether anything has been drawn."""
+
+SESSION = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_sort": "off",
+    "enable_bitmapscan": "off",
+    "enable_seqscan": "off",
+    "max_parallel_workers_per_gather": "0",
+}
+"""One plan for every page, whatever its values: walk the index that holds the order, and stop at the page's
+end. A plan made for the values walks all positions in search of a type that only began late."""
 
 _EVENTS = statements("events")
 _STATES = statements("states")
@@ -51,6 +62,7 @@ class PostgresStorage:
         self._pool: asyncpg.Pool | None = None
         self._appender: Appender | None = None
         self._copier: FrameCopier | None = None
+        self._kinds = EventKinds()
         self._allocated = (0.0, 0)
 
     async def open(self) -> None:
@@ -63,11 +75,16 @@ class PostgresStorage:
                 self._url.set(drivername="postgresql").render_as_string(hide_password=False),
                 min_size=1,
                 max_size=self._pool_size,
-                init=use_canonical_json,
+                init=self._begin_session,
                 command_timeout=60,
                 timeout=10,
                 reset=_keep_session,
+                server_settings=SESSION,
             )
+
+    async def _begin_session(self, connection: asyncpg.Connection) -> None:
+        self._kinds.forget()
+        await use_canonical_json(connection)
 
     async def close(self) -> None:
         """See EventStorage.close."""
@@ -87,6 +104,7 @@ class PostgresStorage:
 
     async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
         """See EventStorage.append."""
+        await self._kinds.add(self.pool, {(new.event.aggregate_type, new.event.event_type) for new in events})
         self._appender = self._appender or Appender(self.pool, timeout_s=self._append_timeout_s)
         return await self._appender.append(events)
 
@@ -94,6 +112,9 @@ class PostgresStorage:
         """See EventStorage.append_chunk."""
         from eventsourcing.storage.postgres_frames import FrameCopier  # loads polars
 
+        await self._kinds.add(
+            self.pool, set(chunk.frame.select("aggregate_type", "event_type").unique().rows())
+        )
         self._copier = self._copier or FrameCopier(self.pool, timeout_s=self._append_timeout_s)
         return await self._copier.copy(chunk) or await append_drafts(self, chunk)
 
@@ -104,6 +125,11 @@ class PostgresStorage:
             head = await self.head()
             if query.after_position > head:
                 raise CursorAheadError(query.after_position, head)
+        if query.aggregate_types and not query.event_types:
+            narrowed = await self._kinds.narrowed(self.pool, query)
+            if narrowed is None:
+                return
+            query = narrowed
         left = sys.maxsize if query.limit is None else query.limit
         size = min(batch_size, left)
         rows = await self._page(query, None, size) if size > 0 else []
@@ -123,7 +149,11 @@ class PostgresStorage:
     async def _page(self, query: EventQuery, cursor: int | None, size: int) -> list[asyncpg.Record]:
         sql, values = page(query, cursor=cursor, size=size)
         with translated():
-            return cast("list[asyncpg.Record]", await self.pool.fetch(sql, *values))
+            if not is_timed(query):
+                return cast("list[asyncpg.Record]", await self.pool.fetch(sql, *values))
+            async with self.pool.acquire(timeout=10) as connection, connection.transaction(readonly=True):
+                await connection.execute(_EVENTS["plan_for_values"])
+                return cast("list[asyncpg.Record]", await connection.fetch(sql, *values))
 
     async def horizon(self) -> int:
         """See EventStorage.horizon."""

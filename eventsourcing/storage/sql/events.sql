@@ -56,6 +56,12 @@ SELECT event_id, event_type, aggregate_id, aggregate_type, event_version, "times
        causation_id, metadata, data, position, recorded_at
 FROM events
 
+-- name: plan_for_values
+-- How much a window of time holds no generic plan knows, and its index is read as a bitmap.
+SELECT set_config(name, value, true)
+FROM (VALUES ('plan_cache_mode', 'force_custom_plan'), ('enable_sort', 'on'), ('enable_bitmapscan', 'on'))
+     AS settings (name, value)
+
 -- name: horizon
 -- The smaller of the highest committed position and the smallest key that an append in flight holds.
 -- The snapshot comes first, pg_locks is read live after it; reading events needs a new statement.
@@ -73,3 +79,11 @@ SELECT coalesce(max(position), 0) FROM events
 -- name: allocated
 -- Has anything been drawn since? Cheap enough to ask every 20 ms.
 SELECT pg_sequence_last_value('event_positions')
+
+-- name: add_kinds
+INSERT INTO event_kinds (aggregate_type, event_type) SELECT * FROM unnest($1::text[], $2::text[])
+ON CONFLICT DO NOTHING
+
+-- name: types_of_kinds
+-- The event types that occur with any of these aggregate types.
+SELECT DISTINCT event_type FROM event_kinds WHERE aggregate_type = ANY($1::text[]) ORDER BY event_type
