@@ -23,6 +23,7 @@ from eventsourcing import (
 )
 from eventsourcing.storage.postgres import PostgresStorage
 from tests.conformance.model import DictStore
+from tests.databases import Databases
 from tests.factories import NOON
 
 AGGREGATES, TYPES, KINDS = ("a", "b", "c"), ("order.placed", "order.paid"), ("order", "invoice")
@@ -185,8 +186,8 @@ def in_memory() -> EventStore:
 
 
 @pytest.fixture
-def on_postgres(cleared: Callable[[], str]) -> MakeStore:
-    return lambda: EventStore(storage=PostgresStorage(cleared()))
+def on_postgres(version: str, databases: Callable[[str], Databases]) -> MakeStore:
+    return lambda: EventStore(storage=PostgresStorage(databases(version).clear()))
 
 
 def test_the_memory_storage_answers_like_a_dictionary() -> None:
