@@ -8,8 +8,7 @@ stands by for its lease. Appending never publishes, so there is no dual write to
 from __future__ import annotations
 
 from eventsourcing.query import EventQuery
-from eventsourcing.readmodels import CHECKPOINTS
-from eventsourcing.storage.base import Storage
+from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.supervision import lead
 from eventsourcing.tail import follow
 from eventsourcing.transport.base import Transport

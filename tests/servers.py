@@ -79,7 +79,8 @@ class Server:
             **_as_server(),
         )
         assert done.returncode == 0, f"{program}: {done.stderr}"
-        return done.stdout
+        printed: str = done.stdout
+        return printed
 
     def start(self, *settings: str) -> None:
         """Start the server and wait until it takes connections; each setting is a `name=value`."""

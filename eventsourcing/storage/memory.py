@@ -123,6 +123,10 @@ class InMemoryStorage:
         """See EventStorage.head."""
         return len(self._events)
 
+    async def oldest_append_s(self) -> float:
+        """See EventStorage.oldest_append_s. Appends here are over before anyone else runs."""
+        return 0.0
+
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """See EventStorage.wait."""
         if len(self._events) > position:

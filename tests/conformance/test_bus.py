@@ -19,7 +19,7 @@ from eventsourcing import (
 from eventsourcing.dead_letters import dead_letters
 from eventsourcing.events import BaseEvent
 from eventsourcing.handlers import NotificationEventHandler
-from eventsourcing.readmodels import CHECKPOINTS
+from eventsourcing.storage.base import CHECKPOINTS
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler, InMemoryNotifications, a_migration
 
