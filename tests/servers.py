@@ -115,6 +115,11 @@ class Server:
         self.stop(signal.SIGKILL)
 
     @property
+    def socket(self) -> Path:
+        """Where it takes connections."""
+        return self.directory / ".s.PGSQL.5432"
+
+    @property
     def pid(self) -> int:
         """The postmaster's process id."""
         assert self._process is not None, "the server runs"

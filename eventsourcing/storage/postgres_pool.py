@@ -88,7 +88,7 @@ class ConnectionPool:
         if pool is None:
             raise UnavailableError("the storage is not open")
         connection = await self._acquired(pool)
-        limit = limit_s and asyncio.get_running_loop().call_later(limit_s, connection.terminate)
+        limit = limit_s and asyncio.get_running_loop().call_later(limit_s, _drop, connection)
         try:
             yield connection
         except (UnavailableError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
@@ -126,10 +126,11 @@ class ConnectionPool:
     async def _prepare(self, connection: asyncpg.Connection) -> None:
         """Look at the server, and let JSON pass through as bytes of ours."""
         await use_canonical_json(connection)
+        seen = self._seen  # before asking: others go on appending meanwhile
         found = await connection.fetchrow(_EVENTS["state_of_server"], LOST_POSITIONS.name, CHECKPOINTS.name)
         if found["standby"]:
             raise UnavailableError("the database is a standby; readers and writers need the primary")
-        known = max(self._seen, found["checkpoint"])
+        known = max(seen, found["checkpoint"])
         if known > found["head"]:
             raise CursorAheadError(known, found["head"])
 
@@ -141,6 +142,11 @@ async def _judge(pool: asyncpg.Pool, connection: asyncpg.Connection, error: Exce
         return
     await pool.expire_connections()
     if connection_lost(cause):
+        _drop(connection)
+
+
+def _drop(connection: asyncpg.Connection) -> None:
+    with suppress(asyncpg.InterfaceError):  # the pool noticed first, and took it back
         connection.terminate()
 
 
