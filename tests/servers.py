@@ -61,10 +61,10 @@ class Server:
         self.bin = binaries(version)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def create(self, *options: str) -> None:
+    def create(self) -> None:
         """Make the data directory."""
         own(self.directory)
-        self.run("initdb", "-D", self.data, "-A", "trust", "-U", "postgres", "-E", "UTF8", *options)
+        self.run("initdb", "-D", self.data, "-A", "trust", "-U", "postgres", "-E", "UTF8")
 
     def run(self, program: str, *arguments: str | Path) -> str:
         """Run one of the server's programs as its user; what it printed."""
@@ -76,7 +76,7 @@ class Server:
             check=False,
             env=environment,
             cwd=self.directory,
-            **_as_server(),
+            **as_server(),
         )
         assert done.returncode == 0, f"{program}: {done.stderr}"
         printed: str = done.stdout
@@ -91,7 +91,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 env={"LC_ALL": "C.UTF-8"},
-                **_as_server(),
+                **as_server(),
             )
         deadline = time.monotonic() + _START_TIMEOUT_S
         while self._ready() != 0:
@@ -131,13 +131,29 @@ class Server:
 
 
 @contextmanager
-def server_of(version: str, *options: str) -> Iterator[Server]:
+def server_of(version: str) -> Iterator[Server]:
     """A server that was made and not started; stopped and removed at the end."""
+    with _server(version) as server:
+        server.create()
+        yield server
+
+
+@contextmanager
+def copy_of(source: Server, *options: str) -> Iterator[Server]:
+    """A base backup of a running server, not started; `-R` makes it a standby."""
+    with _server(source.version) as server:
+        own(server.directory)
+        place = ("-h", source.directory, "-U", "postgres", "-D", server.data)
+        source.run("pg_basebackup", *place, "--checkpoint=fast", *options)
+        yield server
+
+
+@contextmanager
+def _server(version: str) -> Iterator[Server]:
     directory = Path(tempfile.mkdtemp(prefix=f"esm-pg{version}-"))
     directory.chmod(0o755)
     try:
         server = Server(version, directory)
-        server.create(*options)
         try:
             yield server
         finally:
@@ -157,7 +173,7 @@ def _server_user() -> str:
     return next(name for name in _SERVER_USERS if name in known)
 
 
-def _as_server() -> dict[str, Any]:
+def as_server() -> dict[str, Any]:
     if os.geteuid() != 0:
         return {}
     user = _server_user()
