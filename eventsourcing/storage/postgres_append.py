@@ -22,7 +22,7 @@ from eventsourcing.errors import ConcurrencyError, UnavailableError
 from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.storage import copyformat
 from eventsourcing.storage.base import NewEvent, settle_duplicate
-from eventsourcing.storage.postgres_errors import RACE, race_lost, translated
+from eventsourcing.storage.postgres_errors import RACE, race_lost
 from eventsourcing.storage.postgres_pool import ConnectionPool
 from eventsourcing.storage.postgres_rows import recorded_event
 from eventsourcing.storage.statements import statements
@@ -95,21 +95,17 @@ class Appender:
         named = [new.event.aggregate_id for new in pending if new.version > 1]
         looked_up = list(dict.fromkeys(named) if self._expects_new_streams else streams)
         try:
-            async with self._pool.acquire(limit_s=self._timeout_s) as connection:
-                with translated(races_pass=True):
-                    async with connection.transaction():
-                        opened = await connection.fetchrow(_EVENTS["open_append"], looked_up, len(pending))
-                        heads = dict.fromkeys(streams, 0) | dict(
-                            zip(looked_up, opened["versions"], strict=True)
-                        )
-                        versions = _next_versions(pending, heads)
-                        recorded: list[RecordedEvent] = []
-                        await connection.copy_to_table(
-                            "events",
-                            source=_pieces(pending, versions, opened, recorded),
-                            columns=copyformat.COLUMNS,
-                            format="binary",
-                        )
+            async with self._pool.transaction(limit_s=self._timeout_s) as connection:
+                opened = await connection.fetchrow(_EVENTS["open_append"], looked_up, len(pending))
+                heads = dict.fromkeys(streams, 0) | dict(zip(looked_up, opened["versions"], strict=True))
+                versions = _next_versions(pending, heads)
+                recorded: list[RecordedEvent] = []
+                await connection.copy_to_table(
+                    "events",
+                    source=_pieces(pending, versions, opened, recorded),
+                    columns=copyformat.COLUMNS,
+                    format="binary",
+                )
         except _VersionTakenError:
             return None
         except asyncpg.UniqueViolationError:

@@ -100,6 +100,15 @@ class ConnectionPool:
             with suppress(*DRIVER):  # a connection that does not come to rest is dropped
                 await pool.release(connection, timeout=_RELEASE_TIMEOUT_S)
 
+    @asynccontextmanager
+    async def transaction(self, *, limit_s: float) -> AsyncIterator[asyncpg.Connection]:
+        """A connection in a transaction that ends with the block, after `limit_s` at the latest. Lost races
+        pass as the driver raises them."""
+        async with self.acquire(limit_s=limit_s) as connection:
+            with translated(races_pass=True):
+                async with connection.transaction():
+                    yield connection
+
     async def fetch(self, statement: str, *values: Any, races_pass: bool = False) -> list[asyncpg.Record]:
         """The rows of one statement. See postgres_errors.translated for what it raises."""
         async with self.acquire() as connection:

@@ -122,7 +122,12 @@ async def test_a_read_only_server_is_read_and_takes_writes_again_without_a_resta
     await administrator.execute("SELECT pg_reload_conf()")
 
     async def in_force() -> bool:
-        return bool(await administrator.fetchval("SHOW default_transaction_read_only") == "on")
+        """Every backend hears of it in its own time."""
+        try:
+            await asyncio.gather(*(store.append_event(draft("before")) for _ in range(4)))
+        except UnavailableError:
+            return True
+        return False
 
     try:
         await until(in_force)
