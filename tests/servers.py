@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import psutil
 import pytest
 
 with warnings.catch_warnings():
@@ -111,8 +113,11 @@ class Server:
             self._process = None
 
     def kill(self) -> None:
-        """`kill -9` the postmaster; its children notice within a moment and go."""
+        """`kill -9` the postmaster, and wait for its children, who notice within a moment and go."""
+        children = psutil.Process(self.pid).children(recursive=True)
         self.stop(signal.SIGKILL)
+        _, left = psutil.wait_procs(children, timeout=_START_TIMEOUT_S)
+        assert not left, "a server cannot start while an old one's children hold its memory"
 
     @property
     def socket(self) -> Path:
@@ -128,6 +133,13 @@ class Server:
     def url(self, database: str = "postgres", *, driver: str = "asyncpg", user: str = "postgres") -> str:
         """The URL of a database of this server."""
         return f"postgresql+{driver}://{user}@/{database}?host={self.directory}"
+
+
+def new_database(server: Server) -> str:
+    """The URL of a new database of a running server."""
+    name = f"test_{uuid4().hex}"
+    server.run("createdb", "-h", server.directory, "-U", "postgres", name)
+    return server.url(name)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class ConnectionPool:
         with translated(sent=False):
             self._pool = await asyncpg.create_pool(
                 dsn(self._url),
-                min_size=1,
+                min_size=0,
                 max_size=self._size,
                 init=self._prepare,
                 reset=_keep_session,
@@ -64,6 +64,12 @@ class ConnectionPool:
                     "idle_in_transaction_session_timeout": limit_ms,
                 },
             )
+        try:
+            async with self.acquire():
+                pass
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Close every connection; those that do not end within five seconds are dropped."""
@@ -137,6 +143,8 @@ class ConnectionPool:
         await use_canonical_json(connection)
         seen = self._seen  # before asking: others go on appending meanwhile
         found = await connection.fetchrow(_EVENTS["state_of_server"], LOST_POSITIONS.name, CHECKPOINTS.name)
+        if found["synchronous_commit"] == "off":
+            await connection.execute(_EVENTS["wait_for_the_log"])
         if found["standby"]:
             raise UnavailableError("the database is a standby; readers and writers need the primary")
         known = max(seen, found["checkpoint"])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
-from uuid import uuid4
 
 import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
 
 from tests.faults.proxy import Proxy, proxy_to
-from tests.servers import VERSIONS, Server, server_of
+from tests.servers import VERSIONS, Server, new_database, server_of
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +37,7 @@ def server(request: pytest.FixtureRequest, started: Callable[[str], Server]) -> 
 @pytest.fixture
 def url(server: Server) -> str:
     """The URL of a new database."""
-    name = f"test_{uuid4().hex}"
-    server.run("createdb", "-h", server.directory, "-U", "postgres", name)
-    return server.url(name)
+    return new_database(server)
 
 
 @pytest.fixture

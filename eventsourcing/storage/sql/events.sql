@@ -82,10 +82,14 @@ FROM events
 -- name: state_of_server
 -- What a new connection has come to. Checkpoints commit after the events they count: one above the head
 -- says that the store was restored without them.
-SELECT pg_is_in_recovery() AS standby,
+SELECT pg_is_in_recovery() AS standby, current_setting('synchronous_commit') AS synchronous_commit,
        greatest((SELECT coalesce(max(position), 0) FROM events),
                 (SELECT max((value->>'last')::bigint) FROM states WHERE table_name = $1)) AS head,
        (SELECT coalesce(max((value->>'position')::bigint), 0) FROM states WHERE table_name = $2) AS checkpoint
+
+-- name: wait_for_the_log
+-- Where the database acknowledges commits before they are on disk, ours would not survive a crash.
+SET synchronous_commit = local
 
 -- name: oldest_append
 -- How long the oldest append in flight has been open. Another user's transactions show their age only to
