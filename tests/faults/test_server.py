@@ -46,6 +46,12 @@ async def store(url: str) -> AsyncIterator[EventStore]:
         yield made
 
 
+async def test_the_server_is_of_the_version_that_the_tests_name(
+    server: Server, administrator: asyncpg.Connection
+) -> None:
+    assert str(administrator.get_server_version().major) == server.version
+
+
 async def refused(store: EventStore, *, match: str, sizes: tuple[int, ...] = (1, 3, COPY_FROM)) -> None:
     """Every way to append is refused for now, and leaves nothing."""
     for size in sizes:
