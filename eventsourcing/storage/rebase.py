@@ -8,12 +8,14 @@ between as lost.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import asyncpg
 from sqlalchemy.engine import make_url
 
+from eventsourcing.errors import UnavailableError
 from eventsourcing.storage.base import CHECKPOINTS, LOST_POSITIONS
 from eventsourcing.storage.postgres_errors import translated
 from eventsourcing.storage.postgres_pool import CONNECT_TIMEOUT_S, dsn
@@ -22,6 +24,7 @@ from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.statements import statements
 
 _REBASE = statements("rebase")
+_TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,11 @@ async def rebase(database_url: str, *, seen: int = 0, dry_run: bool = False) -> 
     try:
         with translated():
             await use_canonical_json(connection)
-            async with connection.transaction():
-                return await _rebase(connection, seen, dry_run=dry_run)
+            for _ in range(_TRIES):
+                with suppress(asyncpg.DeadlockDetectedError):  # an append drew first, and waits for the table
+                    async with connection.transaction():
+                        return await _rebase(connection, seen, dry_run=dry_run)
+        raise UnavailableError("appends in flight would not let the rebase pass; stop them, and repeat it")
     finally:
         connection.terminate()
 
