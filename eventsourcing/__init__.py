@@ -34,6 +34,7 @@ from eventsourcing.errors import (
     NotFoundError,
     SchemaError,
     UnavailableError,
+    UpcastError,
 )
 from eventsourcing.events import (
     OCCURRED,
@@ -57,6 +58,7 @@ from eventsourcing.plugins import register_handler
 from eventsourcing.query import EventQuery
 from eventsourcing.replay import EventReplay, ReplayResult
 from eventsourcing.store import EventStore
+from eventsourcing.upcasting import upcast
 
 __all__ = [
     "ANY",
@@ -108,9 +110,11 @@ __all__ = [
     "TypedEvent",
     "UUIDTransformedEvent",
     "UnavailableError",
+    "UpcastError",
     "UserMigratedEvent",
     "UserRolledBackEvent",
     "parse_event",
     "register_event",
     "register_handler",
+    "upcast",
 ]

@@ -7,6 +7,7 @@ EventSourcingError
 ├── DuplicateEventError         an event_id was used before with other content (event_id, field)
 ├── NotFoundError               nothing has this id (kind, key)
 ├── CursorAheadError            a reader knows positions that the store does not (cursor, head)
+├── UpcastError                 a stored payload cannot be read as the newest (event_id, event_type, version)
 ├── SchemaError                 the database's schema is not the one this version needs
 ├── UnavailableError            the database or the broker cannot be reached; retryable
 └── HandlerError                a handler gave up on an event (event_id, handler, attempts; cause kept)
@@ -74,6 +75,17 @@ class CursorAheadError(EventSourcingError):
     def __init__(self, cursor: int, head: int) -> None:
         self.cursor, self.head = cursor, head
         super().__init__(f"cursor {cursor} is ahead of the store, whose last position is {head}")
+
+
+class UpcastError(EventSourcingError):
+    """A stored payload cannot be read: its version is not known here, or an upcast failed.
+
+    Nothing is skipped: whoever reads stops before the event, and goes on once the code is right.
+    """
+
+    def __init__(self, event_id: UUID, *, event_type: str, version: object, reason: str) -> None:
+        self.event_id, self.event_type, self.version, self.reason = event_id, event_type, version, reason
+        super().__init__(f"event {event_id} ({event_type}, schema_version {version}): {reason}")
 
 
 class SchemaError(EventSourcingError):

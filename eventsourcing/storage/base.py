@@ -133,10 +133,11 @@ class Storage(EventStorage, StateStorage, Protocol):
 
 
 def settle_duplicate(new: NewEvent, stored: RecordedEvent) -> RecordedEvent:
-    """The stored event, when the caller's event says the same; else DuplicateEventError.
+    """The stored event as all read it, when the caller's event says the same; else DuplicateEventError.
 
-    Only what the caller set is compared, in canonical JSON: a defaulted timestamp, defaulted payload
-    moments, version 0 and reserved metadata may differ.
+    `stored` is the event as it was stored; the caller's payload may be that one or the newest version
+    of it. Only what the caller set is compared, in canonical JSON: a defaulted timestamp, defaulted
+    payload moments, version 0 and reserved metadata may differ.
     """
     event = new.event
     given = event.model_fields_set
@@ -152,11 +153,14 @@ def settle_duplicate(new: NewEvent, stored: RecordedEvent) -> RecordedEvent:
             raise DuplicateEventError(event.event_id, field=name)
     if event.event_version and event.event_version != stored.event_version:
         raise DuplicateEventError(event.event_id, field="event_version")
-    if "data" in given and _differ(decode(new.data), stored.data, event.defaulted_payload):
+    newest = RecordedEvent.from_store(dict(vars(stored)))
+    if "data" in given and all(
+        _differ(decode(new.data), payload, event.defaulted_payload) for payload in (newest.data, stored.data)
+    ):
         raise DuplicateEventError(event.event_id, field="data")
     if "metadata" in given and _differ(decode(new.metadata), stored.metadata, RESERVED_METADATA):
         raise DuplicateEventError(event.event_id, field="metadata")
-    return stored
+    return newest
 
 
 def _differ(given: dict[str, Any], stored: dict[str, Any], ignored: frozenset[str]) -> bool:

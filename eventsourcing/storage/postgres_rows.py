@@ -22,10 +22,10 @@ async def use_canonical_json(connection: asyncpg.Connection) -> None:
     )
 
 
-def recorded_event(row: asyncpg.Record) -> RecordedEvent:
-    """The event in a row of `select_events`."""
+def recorded_event(row: asyncpg.Record, *, as_stored: bool = False) -> RecordedEvent:
+    """The event in a row of `select_events`, with its newest payload or the one that is stored."""
     fields = dict(zip(_NAMES, row, strict=True))
     fields["event_type"] = _TYPES.get(fields["event_type"], fields["event_type"])
     if fields["timestamp"].tzinfo is None:  # asyncpg keeps the first and the last moment as infinities
         fields["timestamp"] = fields["timestamp"].replace(tzinfo=UTC)
-    return RecordedEvent.from_store(fields)
+    return RecordedEvent.from_store(fields, as_stored=as_stored)
