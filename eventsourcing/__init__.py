@@ -24,6 +24,7 @@ from eventsourcing.catalogue import (
 from eventsourcing.config import EventBusConfig, EventReplayConfig, EventStoreConfig, Settings
 from eventsourcing.drafts import ANY, NO_STREAM
 from eventsourcing.errors import (
+    BreakingChangeError,
     ConcurrencyError,
     ConfigurationError,
     CursorAheadError,
@@ -68,6 +69,7 @@ __all__ = [
     "AdminRolledBackEvent",
     "AuditEventHandler",
     "BaseEvent",
+    "BreakingChangeError",
     "ConcurrencyError",
     "ConfigurationError",
     "CursorAheadError",

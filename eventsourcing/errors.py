@@ -8,6 +8,7 @@ EventSourcingError
 ├── NotFoundError               nothing has this id (kind, key)
 ├── CursorAheadError            a reader knows positions that the store does not (cursor, head)
 ├── UpcastError                 a stored payload cannot be read as the newest (event_id, event_type, version)
+├── BreakingChangeError         the code's event schemas break those that others rely on (changes)
 ├── SchemaError                 the database's schema is not the one this version needs
 ├── UnavailableError            the database or the broker cannot be reached; retryable
 └── HandlerError                a handler gave up on an event (event_id, handler, attempts; cause kept)
@@ -17,6 +18,7 @@ The state left behind is the same for all that an append raises: nothing of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 
@@ -86,6 +88,15 @@ class UpcastError(EventSourcingError):
     def __init__(self, event_id: UUID, *, event_type: str, version: object, reason: str) -> None:
         self.event_id, self.event_type, self.version, self.reason = event_id, event_type, version, reason
         super().__init__(f"event {event_id} ({event_type}, schema_version {version}): {reason}")
+
+
+class BreakingChangeError(EventSourcingError):
+    """The event classes do not keep to the schemas that were accepted. `changes` are sentences that name
+    type, field and cure. No file was changed."""
+
+    def __init__(self, changes: Sequence[str]) -> None:
+        self.changes = tuple(changes)
+        super().__init__("\n".join(self.changes))
 
 
 class SchemaError(EventSourcingError):

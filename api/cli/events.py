@@ -10,6 +10,7 @@ from uuid import UUID
 
 import typer
 
+from api.cli import schemas
 from api.cli.screen import console, table
 from eventsourcing.bootstrap import open_system
 from eventsourcing.canonical import encode
@@ -17,6 +18,7 @@ from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
 
 app = typer.Typer(no_args_is_help=True, help="Stored events.")
+app.add_typer(schemas.app, name="schemas")
 
 Aggregate = Annotated[str | None, typer.Option("--aggregate", "-a", help="Only this aggregate_id.")]
 Types = Annotated[list[str] | None, typer.Option("--type", "-t", help="Only this type; may be repeated.")]
