@@ -48,9 +48,14 @@ class _WithoutTitles(GenerateJsonSchema):
         return False
 
 
-def payload_schema(cls: type[TypedEvent]) -> Schema:
-    """The schema of a type's newest payload, as it is stored and as it travels."""
-    payload = cls.payload_model.model_json_schema(mode="serialization", schema_generator=_WithoutTitles)
+def payload_schema(cls: type[TypedEvent], *, ref_template: str = "#/$defs/{model}") -> Schema:
+    """The schema of a type's newest payload, as it is stored and as it travels.
+
+    `ref_template` says where a reader finds the definitions that stand under `$defs`.
+    """
+    payload = cls.payload_model.model_json_schema(
+        mode="serialization", schema_generator=_WithoutTitles, ref_template=ref_template
+    )
     for name, field in payload.get("properties", {}).items():
         if name.endswith("_at") and field.get("default", ...) is None and "anyOf" not in field:
             del field["default"]  # it follows the event's timestamp; null is never stored

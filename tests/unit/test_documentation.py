@@ -35,6 +35,17 @@ def test_every_python_block_of_the_readme_runs(block: str) -> None:
     assert "1 events, 100.0 %" in done.stdout
 
 
+def test_the_guide_to_changing_an_event_declares_one() -> None:
+    guide = (ROOT / "docs" / "guides" / "change-an-event.md").read_text("utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", guide, re.S)
+    shown = "print(SeatBooked.lineage.upcast({'passenger': 'Ada Lovelace'}, 1))"
+
+    done = subprocess.run([sys.executable, "-c", block + shown], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "{'given_name': 'Ada', 'family_name': 'Lovelace'}"
+
+
 @pytest.mark.parametrize(
     "link", re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
 )
