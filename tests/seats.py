@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -78,8 +79,11 @@ def _as_one(cls: type[TypedEvent]) -> type[TypedEvent]:
 
 
 @pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
     monkeypatch.setattr(events, "_registry", dict(events._registry))
     monkeypatch.setattr(upcasting, "_lineages", dict(upcasting._lineages))
-    monkeypatch.setattr(upcasting, "VERSIONED", set(upcasting.VERSIONED))
+    versioned = set(upcasting.VERSIONED)
+    yield
+    upcasting.VERSIONED.clear()
+    upcasting.VERSIONED.update(versioned)

@@ -98,11 +98,11 @@ async def test_every_reader_sees_the_newest_payload_and_the_store_keeps_the_old_
 
 
 async def test_planted_without_the_upcasts_readers_see_the_old_payload(
-    store: EventStore, monkeypatch: pytest.MonkeyPatch
+    store: EventStore,
 ) -> None:
     event = await reserved(store)
     release(3)
-    monkeypatch.setattr(upcasting, "VERSIONED", set())
+    upcasting.VERSIONED.clear()
     assert {found[0].data.get("passenger") for found in (await every_way_to_read(store, event)).values()} == {
         "Ada Lovelace"
     }
