@@ -117,6 +117,28 @@ class StateTransaction(Protocol):
     ) -> list[tuple[str, Any]]:
         """The next keys that begin with `prefix`, in byte order, beyond `after` in the direction read."""
 
+    async def count(self, table: StateTable, *, prefix: str = "") -> int:
+        """How many keys begin with `prefix`: how deep a group's dead letters are. Costs a look at each."""
+
+    async def delete_many(self, table: StateTable, keys: Sequence[str]) -> None:
+        """Remove keys, as dead letters that were re-driven together; those not there are none."""
+
+    async def purge(
+        self, table: StateTable, *, prefix: str = "", older_than_s: float | None = None, limit: int = 1000
+    ) -> int:
+        """Remove the first keys that begin with `prefix`, at most `limit`; return how many they were.
+
+        `older_than_s` spares those set within so many seconds, by the storage's clock: an idempotency
+        key lives for a day. Fewer than `limit` means that no more were to go. See `purge_all`.
+        """
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """A part of the transaction that can be undone alone, as one event of a batch.
+
+        An exception that leaves it undoes what was done in it, and passes on; whoever catches it goes
+        on with the transaction as it was before. May be nested.
+        """
+
 
 class StateStorage(Protocol):
     """Keyed states with transactions, and leases that one process holds at a time."""
@@ -130,6 +152,28 @@ class StateStorage(Protocol):
 
 class Storage(EventStorage, StateStorage, Protocol):
     """What a backend implements."""
+
+
+async def purge_all(
+    storage: StateStorage,
+    table: StateTable,
+    *,
+    prefix: str = "",
+    older_than_s: float | None = None,
+    batch: int = 1000,
+) -> int:
+    """Purge a table in batches, each a transaction of its own; return how many keys went.
+
+    For what a switched read model leaves behind, and for keys past their time: no long transaction, and
+    what went before a crash stays gone.
+    """
+    gone = 0
+    while True:
+        async with storage.transaction() as transaction:
+            count = await transaction.purge(table, prefix=prefix, older_than_s=older_than_s, limit=batch)
+        gone += count
+        if count < batch:
+            return gone
 
 
 def settle_duplicate(new: NewEvent, stored: RecordedEvent) -> RecordedEvent:
