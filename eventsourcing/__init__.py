@@ -1,5 +1,6 @@
 """Event sourcing for migrations: events, store, bus, handlers, replay."""
 
+from eventsourcing.backfill import BackfillManifest
 from eventsourcing.bus import EventBus
 from eventsourcing.catalogue import (
     AdminMigratedEvent,
@@ -24,6 +25,7 @@ from eventsourcing.catalogue import (
 from eventsourcing.config import EventBusConfig, EventReplayConfig, EventStoreConfig, Settings
 from eventsourcing.drafts import ANY, NO_STREAM
 from eventsourcing.errors import (
+    BackfillRefusedError,
     BreakingChangeError,
     ConcurrencyError,
     ConfigurationError,
@@ -68,6 +70,8 @@ __all__ = [
     "AdminMigratedEvent",
     "AdminRolledBackEvent",
     "AuditEventHandler",
+    "BackfillManifest",
+    "BackfillRefusedError",
     "BaseEvent",
     "BreakingChangeError",
     "ConcurrencyError",

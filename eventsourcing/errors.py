@@ -8,6 +8,7 @@ EventSourcingError
 ├── NotFoundError               nothing has this id (kind, key)
 ├── CursorAheadError            a reader knows positions that the store does not (cursor, head)
 ├── UpcastError                 a stored payload cannot be read as the newest (event_id, event_type, version)
+├── BackfillRefusedError        rows of a backfill are no events, or not of the past (faults, count, rows)
 ├── BreakingChangeError         the code's event schemas break those that others rely on (changes)
 ├── SchemaError                 the database's schema is not the one this version needs
 ├── UnavailableError            the database or the broker cannot be reached; retryable
@@ -88,6 +89,19 @@ class UpcastError(EventSourcingError):
     def __init__(self, event_id: UUID, *, event_type: str, version: object, reason: str) -> None:
         self.event_id, self.event_type, self.version, self.reason = event_id, event_type, version, reason
         super().__init__(f"event {event_id} ({event_type}, schema_version {version}): {reason}")
+
+
+class BackfillRefusedError(EventSourcingError):
+    """A backfill has rows that are refused. Nothing was appended.
+
+    `faults` are sentences that begin with the row, the first ones of `count`; `rows` is how many there were.
+    """
+
+    def __init__(self, faults: Sequence[str], *, count: int, rows: int) -> None:
+        self.faults, self.count, self.rows = tuple(faults), count, rows
+        more = [f"and {count - len(faults)} more"] if count > len(faults) else []
+        head = f"{count} faults in {rows} rows; nothing was appended"
+        super().__init__("\n".join([head, *self.faults, *more]))
 
 
 class BreakingChangeError(EventSourcingError):

@@ -12,6 +12,7 @@ from uuid import UUID
 import typer
 
 from api.cli import schemas
+from api.cli.backfill import backfill_file
 from api.cli.screen import console, table
 from eventsourcing.asyncapi import asyncapi_document
 from eventsourcing.bootstrap import open_system
@@ -24,6 +25,7 @@ from eventsourcing.schemas import as_text
 
 app = typer.Typer(no_args_is_help=True, help="Stored events.")
 app.add_typer(schemas.app, name="schemas")
+app.command("backfill")(backfill_file)
 
 Aggregate = Annotated[str | None, typer.Option("--aggregate", "-a", help="Only this aggregate_id.")]
 Types = Annotated[list[str] | None, typer.Option("--type", "-t", help="Only this type; may be repeated.")]

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from uuid import UUID
 
 from eventsourcing.canonical import comparable, decode
 from eventsourcing.errors import DuplicateEventError
@@ -73,6 +75,12 @@ class EventStorage(Protocol):
 
     async def head(self) -> int:
         """The highest committed position; 0 in an empty store."""
+
+    async def stored_ids(self, event_ids: Sequence[UUID]) -> set[UUID]:
+        """Those of these ids that name a stored event."""
+
+    async def latest_timestamps(self, aggregate_ids: Sequence[str]) -> dict[str, datetime]:
+        """The latest timestamp among the events of each of these aggregates that has events."""
 
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """Return True once events above `position` may have been appended, False after the timeout."""

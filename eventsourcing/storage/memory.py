@@ -125,6 +125,15 @@ class InMemoryStorage:
         """See EventStorage.head."""
         return len(self._events)
 
+    async def stored_ids(self, event_ids: Sequence[UUID]) -> set[UUID]:
+        """See EventStorage.stored_ids."""
+        return {event_id for event_id in event_ids if event_id in self._by_id}
+
+    async def latest_timestamps(self, aggregate_ids: Sequence[str]) -> dict[str, datetime]:
+        """See EventStorage.latest_timestamps."""
+        streams = {aggregate_id: self._streams.get(aggregate_id) for aggregate_id in aggregate_ids}
+        return {key: max(event.timestamp for event in found) for key, found in streams.items() if found}
+
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """See EventStorage.wait."""
         if len(self._events) > position:
