@@ -1,6 +1,5 @@
 """Event sourcing for migrations: events, store, bus, handlers, replay."""
 
-from eventsourcing.backfill import BackfillManifest
 from eventsourcing.bus import EventBus
 from eventsourcing.catalogue import (
     AdminMigratedEvent,
@@ -70,7 +69,6 @@ __all__ = [
     "AdminMigratedEvent",
     "AdminRolledBackEvent",
     "AuditEventHandler",
-    "BackfillManifest",
     "BackfillRefusedError",
     "BaseEvent",
     "BreakingChangeError",

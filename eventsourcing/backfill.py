@@ -19,6 +19,7 @@ import polars as pl
 
 from eventsourcing.backfill_rows import COLUMNS, Faults, Row, checked_rows, rows_of
 from eventsourcing.canonical import decode
+from eventsourcing.columnar import RowIds, to_chunk
 from eventsourcing.events import BaseEvent
 from eventsourcing.storage.base import EventStorage, StateTable
 
@@ -82,7 +83,7 @@ async def backfill(
         completed_at=None,
     )
     manifest = await _note(store, manifest)
-    await _append(store, pending, tell)
+    await _append(store.storage, pending, tell, RowIds(name, now))
     return await _note(store, replace(manifest, completed_at=datetime.now(UTC)))
 
 
@@ -124,10 +125,10 @@ async def _refuse_later_events(storage: EventStorage, pending: pl.DataFrame, row
     faults.refuse(rows)
 
 
-async def _append(store: EventStore, pending: pl.DataFrame, tell: Progress) -> None:
+async def _append(storage: EventStorage, pending: pl.DataFrame, tell: Progress, ids: RowIds) -> None:
     done = 0
     for chunk in pending.iter_slices(CHUNK):
-        await store.append_events(_drafts(chunk))
+        await storage.append_chunk(to_chunk(chunk.select(*COLUMNS), ids))
         done += chunk.height
         tell("appended", done, pending.height)
 

@@ -26,6 +26,8 @@ from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.tail import Slice, follow
 
 if TYPE_CHECKING:
+    from eventsourcing.backfill import BackfillManifest, Progress
+    from eventsourcing.backfill_rows import Row
     from eventsourcing.frames import AppendManifest, Frames
 
 READ_BATCH = 1000

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 from rich.progress import Progress
 
 from api.cli.screen import console, pairs
-from eventsourcing.backfill import BackfillManifest
 from eventsourcing.bootstrap import open_system
 from eventsourcing.errors import ConfigurationError
-from eventsourcing.event_files import rows_of_file
+
+if TYPE_CHECKING:
+    from eventsourcing.backfill import BackfillManifest
 
 
 def backfill_file(
@@ -48,6 +49,8 @@ def backfill_file(
 
 
 async def _backfill(file: Path, name: str, zone: ZoneInfo | None, *, merge: bool) -> BackfillManifest:
+    from eventsourcing.event_files import rows_of_file  # loads polars, which no other look at events needs
+
     async with open_system() as system:
         try:
             rows = rows_of_file(file)

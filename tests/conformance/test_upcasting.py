@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
+import polars as pl
 import pytest
 
 from eventsourcing import (
@@ -14,6 +16,7 @@ from eventsourcing import (
     EventQuery,
     EventReplay,
     EventStore,
+    InvalidEventError,
     RecordedEvent,
     UpcastError,
     upcasting,
@@ -115,6 +118,33 @@ async def test_an_append_says_the_version_and_reading_it_changes_nothing(store: 
     )
     assert event.metadata == {"by": "us", "schema_version": 3}
     assert await store.get_events("seat-1") == [event]
+
+
+async def test_a_frame_is_appended_at_the_newest_version(store: EventStore) -> None:
+    release(3)
+    others = [("seat-1", OLD, {"schema_version": 1}), ("seat-2", NEW, {"by": "us"}), ("seat-3", NEW, {})]
+    rows = [
+        {"event_type": TYPE, "aggregate_id": key, "data": data, "metadata": metadata}
+        for key, data, metadata in others
+    ]
+    rows.append({"event_type": "order.placed", "aggregate_id": "order-1", "data": {"n": 1}, "metadata": {}})
+    frame = pl.DataFrame(
+        [{**row, "data": json.dumps(row["data"]), "metadata": json.dumps(row["metadata"])} for row in rows]
+    ).with_columns(aggregate_type=pl.lit("thing"))
+    await store.append_frame(frame, name="seats")
+    stored = [event async for event in store.get_all_events()]
+    assert [event.data for event in stored] == [NEW, NEW, NEW, {"n": 1}]
+    assert [event.metadata for event in stored] == [
+        {"schema_version": 3},
+        {"by": "us", "schema_version": 3},
+        {"schema_version": 3},
+        {},
+    ]
+    assert (await store.append_frame(frame, name="seats")).appended_now == 0
+    unknown = frame.with_columns(metadata=pl.lit('{"schema_version": 4}'))
+    with pytest.raises(InvalidEventError) as caught:
+        await store.append_frame(unknown, name="more seats")
+    assert (caught.value.index, caught.value.field) == (0, "metadata.schema_version")
 
 
 async def test_a_type_at_version_1_and_one_of_nobody_carry_no_version(store: EventStore) -> None:
