@@ -169,6 +169,7 @@ class RecordedEvent(BaseEvent):
         return event
 
 
+_DRAFT_FIELDS = frozenset(BaseEvent.model_fields)  # looking them up in the class costs more than the rest
 _RECORDED_FIELDS = set(RecordedEvent.model_fields)
 _new, _set = object.__new__, object.__setattr__  # a record is made for every row read
 
@@ -248,7 +249,7 @@ class TypedEvent(BaseEvent):
     def __init__(self, **values: Any) -> None:
         if self.id_field != "aggregate_id" and self.id_field in values:
             values["aggregate_id"] = values.pop(self.id_field)
-        given = {name: values.pop(name) for name in list(values) if name not in BaseEvent.model_fields}
+        given = {name: values.pop(name) for name in list(values) if name not in _DRAFT_FIELDS}
         given = {**values.pop("data", {}), **given}
         values.setdefault("event_type", self.declared_type)
         values.setdefault("aggregate_type", self.declared_aggregate)
@@ -331,7 +332,7 @@ def parse_event(fields: Mapping[str, Any]) -> BaseEvent:
     cls = event_class(name) if isinstance(name, str) else None
     if cls is None:
         raise InvalidEventError("not a registered event type", field="event_type")
-    unknown = set(fields) - set(BaseEvent.model_fields)
+    unknown = set(fields) - _DRAFT_FIELDS
     if unknown:
         raise InvalidEventError("not a field of an event", field=min(unknown))
     if not isinstance(fields.get("data", {}), Mapping):

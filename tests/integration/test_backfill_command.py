@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 
 from eventsourcing import EventStore
 from eventsourcing.event_files import rows_of_file
+from eventsourcing.storage.postgres import PostgresStorage
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -126,6 +129,35 @@ def test_wrong_rows_are_named_and_nothing_is_appended(esm: Esm, tmp_path: Path) 
         "row 5: the line is not a JSON object",
     ]
     assert esm("list", "--json").stdout == ""
+
+
+async def test_a_backfill_killed_on_the_way_is_completed_by_the_same_command(
+    esm: Esm, store_url: str, tmp_path: Path
+) -> None:
+    rows = [{**ROWS[0], "aggregate_id": f"user-{n % 9000}"} for n in range(27_000)]
+    for number, row in enumerate(rows):
+        row["timestamp"] = (datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=number)).isoformat()
+    file = as_ndjson(tmp_path / "history.ndjson", rows[::-1])
+    environment = {**os.environ, "DATABASE_URL": store_url, "ESM_DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "api.cli", "events", "backfill", str(file)]
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdout=asyncio.subprocess.DEVNULL
+    )
+    async with EventStore(storage=PostgresStorage(store_url)) as store, asyncio.timeout(60):
+        while await store.horizon() == 0:  # noqa: ASYNC110 - another process appends
+            await asyncio.sleep(0.01)
+        process.kill()
+        await process.wait()
+        left = [event async for event in store.get_all_events()]
+        completed = await asyncio.to_thread(esm, "backfill", file)
+        stored = [event async for event in store.get_all_events()]
+
+    assert 0 < len(left) < len(rows)
+    assert completed.returncode == 0, completed.stderr
+    assert stored[: len(left)] == left
+    assert [(e.aggregate_id, e.event_version, e.timestamp.isoformat()) for e in stored] == [
+        (row["aggregate_id"], 1 + number // 9000, row["timestamp"]) for number, row in enumerate(rows)
+    ]
 
 
 @pytest.mark.parametrize(

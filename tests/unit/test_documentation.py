@@ -35,15 +35,25 @@ def test_every_python_block_of_the_readme_runs(block: str) -> None:
     assert "1 events, 100.0 %" in done.stdout
 
 
-def test_the_guide_to_changing_an_event_declares_one() -> None:
-    guide = (ROOT / "docs" / "guides" / "change-an-event.md").read_text("utf-8")
-    [block] = re.findall(r"```python\n(.*?)```", guide, re.S)
-    shown = "print(SeatBooked.lineage.upcast({'passenger': 'Ada Lovelace'}, 1))"
+@pytest.mark.parametrize(
+    ("guide", "shown", "prints"),
+    [
+        (
+            "change-an-event",
+            "print(SeatBooked.lineage.upcast({'passenger': 'Ada Lovelace'}, 1))",
+            ["{'given_name': 'Ada', 'family_name': 'Lovelace'}"],
+        ),
+        ("backfill", "", ["1", "0"]),
+    ],
+)
+def test_the_python_block_of_a_guide_does_what_it_says(guide: str, shown: str, prints: list[str]) -> None:
+    text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text("utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", text, re.S)
 
     done = subprocess.run([sys.executable, "-c", block + shown], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "{'given_name': 'Ada', 'family_name': 'Lovelace'}"
+    assert done.stdout.splitlines() == prints
 
 
 @pytest.mark.parametrize(
