@@ -71,15 +71,18 @@ _DEAD_LETTER_HEADERS: dict[str, tuple[Schema, str]] = {
     "dlq-original-timestamp": (_TEXT, "Its Kafka timestamp there."),
     "dlq-consumer-group": (_TEXT, "The group that gave the event up."),
     "dlq-handler": (_TEXT, "The handler that failed."),
-    "dlq-reason": (_TEXT, "Why it is here: it failed, waits behind one that failed, or cannot be read."),
+    "dlq-reason": (
+        {"enum": ["retries-exhausted", "deserialization", "parked-behind"]},
+        "Why it is here: it failed, it cannot be read, or it waits behind one of these.",
+    ),
     "dlq-exception-class": (_TEXT, "The class of the last error."),
     "dlq-exception-message": (_TEXT, "Its message, cut and without secrets."),
-    "dlq-exception-stacktrace": (_TEXT, "Its stack, cut."),
     "dlq-attempts": (_NUMBER, "How often the handler was called."),
-    "dlq-first-failure-time": (_MOMENT, "When it failed first."),
-    "dlq-last-failure-time": (_MOMENT, "When it failed last."),
-    "dlq-redrive-count": (_NUMBER, "How often it was given to the handler again."),
+    "dlq-last-failure-time": (_MOMENT, "When the group gave it up."),
 }
+
+_ALWAYS_ON_DEAD_LETTERS = {"dlq-consumer-group", "dlq-reason", "dlq-last-failure-time"}
+"""The others stand on what came from Kafka, or on what failed itself."""
 
 
 def asyncapi_document(
@@ -98,7 +101,7 @@ def asyncapi_document(
     topic: dict[str, Any] = {} if partitions is None else {"partitions": partitions}
     schemas: dict[str, Schema] = {
         "headers": _headers(_HEADERS, set(_HEADERS) - _SOMETIMES),
-        "dead-letter-headers": _headers(_DEAD_LETTER_HEADERS, {"dlq-consumer-group", "dlq-reason"}),
+        "dead-letter-headers": _headers(_DEAD_LETTER_HEADERS, _ALWAYS_ON_DEAD_LETTERS),
     }
     channels: dict[str, Any] = {}
     messages: dict[str, Any] = {}

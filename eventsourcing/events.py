@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 from uuid import UUID
 
 import uuid_utils.compat
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from eventsourcing.canonical import decode, encode, utc
 from eventsourcing.errors import InvalidEventError
@@ -167,6 +175,13 @@ class RecordedEvent(BaseEvent):
         _set(event, "__pydantic_extra__", None)
         _set(event, "__pydantic_private__", None)
         return event
+
+    @model_validator(mode="after")
+    def _read_newest(self) -> Self:
+        """One that is built from a dump, as a dead letter is, has the newest payload too."""
+        if self.event_type in VERSIONED or SCHEMA_VERSION in self.metadata:
+            read_newest(self.__dict__)
+        return self
 
 
 _DRAFT_FIELDS = frozenset(BaseEvent.model_fields)  # looking them up in the class costs more than the rest

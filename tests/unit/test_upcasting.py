@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from eventsourcing import EventPayload, InvalidEventError, TypedEvent, parse_event, upcast
+from eventsourcing import (
+    EventPayload,
+    InvalidEventError,
+    RecordedEvent,
+    TypedEvent,
+    UpcastError,
+    parse_event,
+    upcast,
+)
 from eventsourcing.upcasting import Lineage
 from tests.factories import draft, recorded
 from tests.seats import TYPE, own_registry, release
@@ -91,6 +99,18 @@ def test_a_stranger_may_send_an_older_payload_that_says_so() -> None:
         parse_event(fields)
     with pytest.raises(InvalidEventError, match=r"data: @upcast\(1\) failed with KeyError$"):
         parse_event({**fields, "data": {}, "metadata": {"schema_version": 1}})
+
+
+def test_a_record_that_was_dumped_under_an_older_release_is_read_as_the_newest() -> None:
+    release(1)
+    old = recorded(draft(event_type=TYPE, data={"passenger": "Ada Lovelace"}), position=1)
+    release(2)
+    for read in (RecordedEvent.model_validate(old.model_dump()), RecordedEvent(**old.model_dump())):
+        assert (read.data["family_name"], read.metadata) == ("Lovelace", {"schema_version": 2})
+    assert old.data == {"passenger": "Ada Lovelace"}
+    release(1)
+    with pytest.raises(UpcastError):
+        RecordedEvent.model_validate(read.model_dump())
 
 
 def test_a_record_of_an_unregistered_type_keeps_its_payload() -> None:
