@@ -177,8 +177,9 @@ async def test_who_adds_a_key_that_another_is_adding_waits_for_its_end(store: Ev
 
 
 async def test_sets_removed_and_set_in_any_order_of_keys_do_not_deadlock(store: EventStore) -> None:
-    names = [f"k{n:02d}" for n in range(30)]
-    await put(store, dict.fromkeys(names, 0))
+    names = [f"k{n:04d}" for n in range(2000)]
+    for half in (names[1000:], names[:1000]):  # so that they lie in another order than that of the keys
+        await put(store, dict.fromkeys(half, 0))
 
     async def work(turn: int) -> None:
         async with store.storage.transaction() as states:
@@ -187,7 +188,7 @@ async def test_sets_removed_and_set_in_any_order_of_keys_do_not_deadlock(store: 
             elif turn % 3 == 1:
                 await states.delete_many(ONE, names[::-1])
             else:
-                await states.purge(ONE, limit=20)
+                await states.purge(ONE, limit=1500)
 
     await asyncio.gather(*(work(turn) for turn in range(24)))
 
