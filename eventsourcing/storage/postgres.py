@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
+from uuid import UUID
 
 import asyncpg
 from sqlalchemy.engine import make_url
@@ -26,7 +28,7 @@ from eventsourcing.storage.fragments import is_timed, keyset_column, page
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
-from eventsourcing.storage.postgres_rows import recorded_event, use_canonical_json
+from eventsourcing.storage.postgres_rows import in_utc, recorded_event, use_canonical_json
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.statements import statements
@@ -162,6 +164,18 @@ class PostgresStorage:
     async def head(self) -> int:
         """See EventStorage.head."""
         return await self._number("head")
+
+    async def stored_ids(self, event_ids: Sequence[UUID]) -> set[UUID]:
+        """See EventStorage.stored_ids."""
+        with translated():
+            rows = await self.pool.fetch(_EVENTS["stored_ids"], list(event_ids))
+        return {row["event_id"] for row in rows}
+
+    async def latest_timestamps(self, aggregate_ids: Sequence[str]) -> dict[str, datetime]:
+        """See EventStorage.latest_timestamps."""
+        with translated():
+            rows = await self.pool.fetch(_EVENTS["latest_timestamps"], list(aggregate_ids))
+        return {row["aggregate_id"]: in_utc(row["latest"]) for row in rows}
 
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """See EventStorage.wait. All waiters of a process share one question every 20 ms."""

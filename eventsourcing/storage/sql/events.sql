@@ -50,6 +50,13 @@ SELECT streams.aggregate_id,
        (SELECT max(e.event_version) FROM events e WHERE e.aggregate_id = streams.aggregate_id) AS version
 FROM unnest($1::text[]) AS streams (aggregate_id)
 
+-- name: stored_ids
+SELECT event_id FROM events WHERE event_id = ANY($1::uuid[])
+
+-- name: latest_timestamps
+SELECT aggregate_id, max("timestamp") AS latest FROM events
+WHERE aggregate_id = ANY($1::text[]) GROUP BY aggregate_id
+
 -- name: select_events
 -- The head of every read; conditions, order and limit are assembled from the table of fragments.
 SELECT event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp", correlation_id,
