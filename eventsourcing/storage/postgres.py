@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
@@ -23,8 +23,9 @@ from sqlalchemy.engine import make_url
 from eventsourcing.errors import CursorAheadError, UnavailableError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
+from eventsourcing.storage import time_blocks
 from eventsourcing.storage.base import ChunkReceipt, NewEvent, StateTransaction, append_drafts
-from eventsourcing.storage.fragments import is_timed, keyset_column, page
+from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keyset_column, page
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
@@ -133,6 +134,22 @@ class PostgresStorage:
                 return
             query = narrowed
         left = sys.maxsize if query.limit is None else query.limit
+        for part in await self._parts(query):
+            async with aclosing(self._pages(part, batch_size, left)) as pages:
+                async for events in pages:
+                    left -= len(events)
+                    yield events
+
+    async def _parts(self, query: EventQuery) -> list[EventQuery]:
+        """The query in parts by position, without those that its window of time cannot touch."""
+        if not is_timed(query) or has_index_of_its_own(query):
+            return [query]
+        with translated():
+            return await time_blocks.narrowed(self.pool, query, await self.horizon())
+
+    async def _pages(
+        self, query: EventQuery, batch_size: int, left: int
+    ) -> AsyncGenerator[list[RecordedEvent], None]:
         size = min(batch_size, left)
         rows = await self._page(query, None, size) if size > 0 else []
         while rows:
@@ -151,11 +168,7 @@ class PostgresStorage:
     async def _page(self, query: EventQuery, cursor: int | None, size: int) -> list[asyncpg.Record]:
         sql, values = page(query, cursor=cursor, size=size)
         with translated():
-            if not is_timed(query):
-                return cast("list[asyncpg.Record]", await self.pool.fetch(sql, *values))
-            async with self.pool.acquire(timeout=10) as connection, connection.transaction(readonly=True):
-                await connection.execute(_EVENTS["plan_for_values"])
-                return cast("list[asyncpg.Record]", await connection.fetch(sql, *values))
+            return cast("list[asyncpg.Record]", await self.pool.fetch(sql, *values))
 
     async def horizon(self) -> int:
         """See EventStorage.horizon."""

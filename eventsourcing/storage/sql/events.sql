@@ -63,12 +63,6 @@ SELECT event_id, event_type, aggregate_id, aggregate_type, event_version, "times
        causation_id, metadata, data, position, recorded_at
 FROM events
 
--- name: plan_for_values
--- How much a window of time holds no generic plan knows, and its index is read as a bitmap.
-SELECT set_config(name, value, true)
-FROM (VALUES ('plan_cache_mode', 'force_custom_plan'), ('enable_sort', 'on'), ('enable_bitmapscan', 'on'))
-     AS settings (name, value)
-
 -- name: horizon
 -- The smaller of the highest committed position and the smallest key that an append in flight holds.
 -- The snapshot comes first, pg_locks is read live after it; reading events needs a new statement.
@@ -94,3 +88,19 @@ ON CONFLICT DO NOTHING
 -- name: types_of_kinds
 -- The event types that occur with any of these aggregate types.
 SELECT DISTINCT event_type FROM event_kinds WHERE aggregate_type = ANY($1::text[]) ORDER BY event_type
+
+-- name: next_block
+-- The first block that is not written yet.
+SELECT coalesce(max(block) + 1, 0) FROM event_blocks
+
+-- name: add_blocks
+INSERT INTO event_blocks (block, earliest, latest)
+SELECT position >> 13, min("timestamp"), max("timestamp") FROM events
+WHERE position >= $1 AND position < $2 GROUP BY 1
+ON CONFLICT DO NOTHING
+
+-- name: blocks_between
+-- The blocks that hold events of a window of time; NULL leaves an end open.
+SELECT block FROM event_blocks
+WHERE latest >= coalesce($1, '-infinity'::timestamptz) AND earliest <= coalesce($2, 'infinity'::timestamptz)
+ORDER BY block
