@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
+from uuid import UUID
 
 import asyncpg
 from sqlalchemy.engine import make_url
@@ -21,13 +23,14 @@ from sqlalchemy.engine import make_url
 from eventsourcing.errors import CursorAheadError, UnavailableError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
+from eventsourcing.storage import time_blocks
 from eventsourcing.storage.base import LOST_POSITIONS, ChunkReceipt, NewEvent, StateTransaction, append_drafts
-from eventsourcing.storage.fragments import is_timed, keyset_column, page
+from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keyset_column, page
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import DRIVER, translated
 from eventsourcing.storage.postgres_pool import CONNECT_TIMEOUT_S, ConnectionPool, dsn
-from eventsourcing.storage.postgres_rows import recorded_event
+from eventsourcing.storage.postgres_rows import in_utc, recorded_event
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.settling import settled
@@ -148,6 +151,22 @@ class PostgresStorage:
                 return
             query = narrowed
         left = sys.maxsize if query.limit is None else query.limit
+        for part in await self._parts(query):
+            async with aclosing(self._pages(part, batch_size, left)) as pages:
+                async for events in pages:
+                    left -= len(events)
+                    yield events
+
+    async def _parts(self, query: EventQuery) -> list[EventQuery]:
+        """The query in parts by position, without those that its window of time cannot touch."""
+        if not is_timed(query) or has_index_of_its_own(query):
+            return [query]
+        with translated():
+            return await time_blocks.narrowed(self.pool, query, await self.horizon())
+
+    async def _pages(
+        self, query: EventQuery, batch_size: int, left: int
+    ) -> AsyncGenerator[list[RecordedEvent], None]:
         size = min(batch_size, left)
         rows = await self._page(query, None, size) if size > 0 else []
         while rows:
@@ -165,11 +184,7 @@ class PostgresStorage:
 
     async def _page(self, query: EventQuery, cursor: int | None, size: int) -> list[asyncpg.Record]:
         sql, values = page(query, cursor=cursor, size=size)
-        if not is_timed(query):
-            return await self.pool.fetch(sql, *values)
-        async with self.pool.transaction(readonly=True) as connection:
-            await connection.execute(_EVENTS["plan_for_values"])
-            return cast("list[asyncpg.Record]", await connection.fetch(sql, *values))
+        return await self.pool.fetch(sql, *values)
 
     async def horizon(self) -> int:
         """See EventStorage.horizon."""
@@ -186,6 +201,16 @@ class PostgresStorage:
     async def oldest_append_s(self) -> float:
         """See EventStorage.oldest_append_s."""
         return cast(float, await self.pool.fetchval(_EVENTS["oldest_append"]))
+
+    async def stored_ids(self, event_ids: Sequence[UUID]) -> set[UUID]:
+        """See EventStorage.stored_ids."""
+        rows = await self.pool.fetch(_EVENTS["stored_ids"], list(event_ids))
+        return {row["event_id"] for row in rows}
+
+    async def latest_timestamps(self, aggregate_ids: Sequence[str]) -> dict[str, datetime]:
+        """See EventStorage.latest_timestamps."""
+        rows = await self.pool.fetch(_EVENTS["latest_timestamps"], list(aggregate_ids))
+        return {row["aggregate_id"]: in_utc(row["latest"]) for row in rows}
 
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """See EventStorage.wait. All waiters of a process share one question every 20 ms."""

@@ -92,6 +92,13 @@ class ConnectionPool:
             except TimeoutError:
                 pool.terminate()
 
+    @property
+    def driver(self) -> asyncpg.Pool:
+        """The driver's own pool, without our guards. Raises UnavailableError while closed."""
+        if self._pool is None:
+            raise UnavailableError("the storage is not open")
+        return self._pool
+
     def saw(self, position: int) -> None:
         """Remember that the store reached a position: no server that ends below it is taken any more."""
         self._seen = max(self._seen, position)
@@ -102,9 +109,7 @@ class ConnectionPool:
 
         Raises UnavailableError when none is to be had in time.
         """
-        pool = self._pool
-        if pool is None:
-            raise UnavailableError("the storage is not open")
+        pool = self.driver
         connection = await self._acquired(pool)
         limit = limit_s and asyncio.get_running_loop().call_later(limit_s, _drop, connection)
         try:

@@ -18,10 +18,11 @@ BEGIN
         END IF;
         CONTINUE WHEN role = ANY(missing);
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), role);
-        EXECUTE format('GRANT SELECT ON events, event_kinds, states, event_store_version TO %I', role);
+        EXECUTE format('GRANT SELECT ON events, event_kinds, event_blocks, states, event_store_version TO %I', role);
         EXECUTE format('GRANT SELECT ON SEQUENCE event_positions TO %I', role);
         IF role <> 'esm_reader' THEN
             EXECUTE format('GRANT INSERT, UPDATE, DELETE ON states TO %I', role);
+            EXECUTE format('GRANT INSERT ON event_blocks TO %I', role);
         END IF;
         IF role = 'esm_writer' THEN
             EXECUTE format('GRANT INSERT ON events, event_kinds TO %I', role);
