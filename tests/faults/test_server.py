@@ -229,7 +229,7 @@ async def test_a_full_disk_refuses_appends_whole_and_takes_them_again(
     administrator: asyncpg.Connection, server: Server
 ) -> None:
     name = f"small_{uuid4().hex}"
-    with small_disk("16m") as disk:
+    with small_disk("14m") as disk:
         own(disk)
         await administrator.execute(f"CREATE TABLESPACE {name} LOCATION '{disk}'")
         await administrator.execute(f"CREATE DATABASE {name} TABLESPACE {name}")
@@ -247,11 +247,11 @@ async def fill(store: EventStore, disk: Path) -> None:
     await store.initialize()
     room.write_bytes(bytes(1 << 20))
     acknowledged: list[BaseEvent] = []
-    text = os.urandom(1000).hex()  # nothing to compress
+    text = os.urandom(4000).hex()  # nothing to compress
 
     async def append_until_full() -> UnavailableError:
-        for number in range(2000):
-            batch = [draft(f"order-{number}", data={"text": text, "n": n}) for n in range(20)]
+        for number in range(200):
+            batch = [draft(f"order-{number}", data={"text": text, "n": n}) for n in range(60)]
             try:
                 acknowledged.extend(await store.append_events(batch))
             except UnavailableError as error:
