@@ -1,4 +1,4 @@
-"""Real backends for the tests: memory, and PostgreSQL from the environment's own binaries.
+"""Real backends for the tests: memory, PostgreSQL from the environment's own binaries, and Kafka on a JVM.
 
 A backend that cannot run here is skipped with its reason; with REQUIRE_BACKENDS=all that is a failure.
 """
@@ -19,10 +19,14 @@ import pytest
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.pool import NullPool
 
+from deploy.kafka.broker import Broker, BrokerUnavailableError
 from eventsourcing import EventStore
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.storage.schema import upgrade
+
+GIVEN_KAFKA = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+"""A broker that the environment names is used instead of one of our own."""
 
 REQUIRE_ALL = os.environ.get("REQUIRE_BACKENDS") == "all"
 
@@ -161,6 +165,39 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
         made = EventStore(storage=PostgresStorage(request.getfixturevalue("store_url")))
     async with made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def kafka_address() -> Iterator[str]:
+    """The address of one Kafka broker for the whole session."""
+    if GIVEN_KAFKA:
+        yield GIVEN_KAFKA
+        return
+    with own_broker() as broker:
+        yield broker.address
+
+
+@pytest.fixture
+def kafka_broker() -> Iterator[Broker]:
+    """A broker of the test's own, which it may stop and start."""
+    with own_broker() as broker:
+        yield broker
+
+
+@contextmanager
+def own_broker() -> Iterator[Broker]:
+    """A running broker on a temporary directory."""
+    directory = Path(tempfile.mkdtemp(prefix="esm-kafka-"))
+    broker = Broker(directory / "broker")
+    try:
+        broker.start()
+    except BrokerUnavailableError as error:
+        unavailable("Kafka", str(error))
+    try:
+        yield broker
+    finally:
+        broker.stop()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def unavailable(backend: str, reason: str) -> None:
