@@ -13,14 +13,16 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from confluent_kafka.admin import AdminClient
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from deploy.kafka.broker import Broker, BrokerUnavailableError
-from eventsourcing import EventStore
+from eventsourcing import EventBusConfig, EventStore
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.storage.schema import upgrade
@@ -175,6 +177,34 @@ def kafka_address() -> Iterator[str]:
         return
     with own_broker() as broker:
         yield broker.address
+
+
+@pytest.fixture
+def kafka(kafka_address: str) -> Iterator[EventBusConfig]:
+    """A bus on the session's broker under a prefix of its own; its topics are removed at the end."""
+    config = kafka_config(kafka_address)
+    yield config
+    remove_topics(config)
+
+
+def kafka_config(address: str, **changes: Any) -> EventBusConfig:
+    """A bus on a broker, with a prefix that nobody else has."""
+    options = {"session.timeout.ms": 6_000, "topic.metadata.refresh.interval.ms": 1_000}
+    return EventBusConfig(
+        kafka_bootstrap_servers=address,
+        topic_prefix=f"test-{uuid4().hex[:12]}",
+        kafka_partitions=2,
+        kafka_options=options | changes.pop("kafka_options", {}),
+        **changes,
+    )
+
+
+def remove_topics(config: EventBusConfig) -> None:
+    """Remove the topics of a prefix."""
+    admin = AdminClient({"bootstrap.servers": config.kafka_bootstrap_servers})
+    mine = [name for name in admin.list_topics(timeout=10).topics if name.startswith(config.topic_prefix)]
+    for removed in admin.delete_topics(mine).values() if mine else ():
+        removed.result(timeout=10)
 
 
 @pytest.fixture
