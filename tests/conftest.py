@@ -201,7 +201,7 @@ def kafka_config(address: str, **changes: Any) -> EventBusConfig:
 
 def remove_topics(config: EventBusConfig) -> None:
     """Remove the topics of a prefix."""
-    admin = AdminClient({"bootstrap.servers": config.kafka_bootstrap_servers})
+    admin = AdminClient({"bootstrap.servers": config.kafka_bootstrap_servers or ""})
     mine = [name for name in admin.list_topics(timeout=10).topics if name.startswith(config.topic_prefix)]
     for removed in admin.delete_topics(mine).values() if mine else ():
         removed.result(timeout=10)
