@@ -5,26 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator
 
 import pytest
 
 from eventsourcing import EventBus, EventBusConfig, EventStore
 from eventsourcing.events import BaseEvent
-from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
 from eventsourcing.transport import kafka_consumer
 from tests.factories import draft
+from tests.integration.kafka.lab import relayed
 
 TYPES = [f"order.{name}" for name in "abcdefgh"]
 AGGREGATES = 500
-
-
-@pytest.fixture
-async def store(store_url: str) -> AsyncIterator[EventStore]:
-    """An empty store on PostgreSQL."""
-    async with EventStore(storage=PostgresStorage(store_url)) as made:
-        yield made
 
 
 def history(seed: int) -> list[list[BaseEvent]]:
@@ -69,7 +61,7 @@ async def deliver(
         async with EventBus(config, store=store):  # the relay alone: the topics are full when the group comes
             for batch in history(1):
                 await store.append_events(batch)
-            await asyncio.sleep(1)
+            await relayed(store)
     bus = EventBus(config, store=store)
     await bus.subscribe(types, handler, consumer_group="reader")
     async with bus:
