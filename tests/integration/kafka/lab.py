@@ -8,6 +8,7 @@ from typing import Any
 
 from eventsourcing import EventStore
 from eventsourcing.events import BaseEvent
+from eventsourcing.fold_handler import FoldHandler
 from eventsourcing.relay import relay_position
 
 
@@ -30,6 +31,12 @@ async def relayed(store: EventStore) -> None:
         return await relay_position(store.storage) >= await store.horizon()
 
     await until(reached, within_s=90)
+
+
+async def all_applied(fold: FoldHandler, aggregates: int, total: int) -> bool:
+    """Whether a fold of versions has at least so many events of the orders numbered from 0."""
+    states = [await fold.state_of(f"order-{number}") for number in range(aggregates)]
+    return sum(len(state["versions"]) for state in states if state) >= total
 
 
 class Versions:

@@ -16,7 +16,7 @@ from eventsourcing.relay import relay_lag
 from eventsourcing.testing import InMemoryHandler
 from eventsourcing.transport.kafka_audit import audit
 from tests.factories import draft
-from tests.integration.kafka.lab import Versions, relayed, until
+from tests.integration.kafka.lab import Versions, all_applied, relayed, until
 
 KILLED_RELAY = """
 import asyncio, json, os, signal, sys
@@ -64,7 +64,7 @@ async def test_a_relay_killed_before_its_checkpoint_loses_nothing_and_doubles_no
     async with bus:
         await relayed(store)
         await until(lambda: len(handler.events) >= total)
-        await until(lambda: all_applied(fold, total))
+        await until(lambda: all_applied(fold, AGGREGATES, total))
         await asyncio.sleep(1)  # what is repeated would come now
 
     assert deaths == [-9] * kills
@@ -95,8 +95,3 @@ async def life_and_death(store: EventStore, url: str, config: EventBusConfig, nu
         subprocess.run, command, stderr=subprocess.DEVNULL, timeout=60, check=False
     )
     return process.returncode
-
-
-async def all_applied(fold: FoldHandler, total: int) -> bool:
-    states = [await fold.state_of(f"order-{number}") for number in range(AGGREGATES)]
-    return sum(len(state["versions"]) for state in states if state) >= total
