@@ -74,6 +74,11 @@ class OrderGate:
         heapq.heappush(stream.order, arrival.version)
         return True
 
+    def skip(self, arrival: Arrival) -> None:
+        """An event was done before the gate was there: what comes after it need not wait for it."""
+        stream = self._streams[arrival.key]
+        stream.seen = max(stream.seen, arrival.version)
+
     def take(self, key: str, now: float) -> list[Arrival]:
         """What may go through now, in order; the stream has seen it then."""
         stream = self._streams[key]

@@ -71,8 +71,10 @@ class GroupDelivery:
         """Take in what arrived, in the order of each partition, and begin with what may go through."""
         await self._open(arrivals)
         for arrival in arrivals:
-            done = isinstance(arrival.event, RecordedEvent) and arrival.event.position <= self.begin
-            if done or not self.gate.offer(arrival):
+            if self._before_begin(arrival.event):
+                self.gate.skip(arrival)
+                self.settled(arrival)
+            elif not self.gate.offer(arrival):
                 self.settled(arrival)
         for key in dict.fromkeys(arrival.key for arrival in arrivals):
             self._advance(key)
@@ -136,9 +138,12 @@ class GroupDelivery:
                 seen = await self._seen_at_begin(first[key].event) if recorded else 0
             self.gate.open(key, seen=seen, parked=row_key in parked, partition=first[key].partition)
 
+    def _before_begin(self, event: BaseEvent) -> bool:
+        return isinstance(event, RecordedEvent) and event.position <= self.begin
+
     async def _seen_at_begin(self, event: BaseEvent) -> int:
-        """The aggregate's version where the group began."""
-        if self.begin == 0 or event.event_version == 1:
+        """The aggregate's version where the group began, unless it shows by the events that come."""
+        if self.begin == 0 or event.event_version == 1 or self._before_begin(event):
             return 0
         query = EventQuery(aggregate_id=event.aggregate_id, to_position=self.begin, backwards=True, limit=1)
         async for batch in self.storage.read(query, batch_size=1):
