@@ -21,7 +21,7 @@ async def until(
             met = condition()
             if met if isinstance(met, bool) else await met:
                 return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.01)
 
 
 async def relayed(store: EventStore) -> None:
