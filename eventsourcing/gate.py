@@ -11,6 +11,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from eventsourcing.errors import HandlerError
 from eventsourcing.events import BaseEvent
@@ -44,7 +45,6 @@ class Stream:
     order: list[int] = field(default_factory=list)
     busy: bool = False
     unsettled: int = 0
-    stuck_since: float | None = None
 
 
 class OrderGate:
@@ -53,6 +53,7 @@ class OrderGate:
     def __init__(self, *, size: int = 50_000) -> None:
         self._size = size
         self._streams: OrderedDict[str, Stream] = OrderedDict()
+        self._stuck: dict[str, float] = {}
 
     def __getitem__(self, key: str) -> Stream:
         return self._streams[key]
@@ -90,9 +91,9 @@ class OrderGate:
             run.append(arrival)
         stream.unsettled += len(run)
         if run or not stream.order:
-            stream.stuck_since = now if stream.order else None
-        elif stream.stuck_since is None:
-            stream.stuck_since = now
+            self._stuck.pop(key, None)
+        if stream.order:
+            self._stuck.setdefault(key, now)
         return run
 
     def settle(self, key: str) -> None:
@@ -108,15 +109,13 @@ class OrderGate:
 
     def stuck(self, since: float) -> list[str]:
         """The streams where nothing could go through since that time."""
-        return [
-            key
-            for key, stream in self._streams.items()
-            if stream.stuck_since is not None and stream.stuck_since <= since and not stream.busy
-        ]
+        return [key for key, at in self._stuck.items() if at <= since and not self._streams[key].busy]
 
     def forget(self, partitions: set[int]) -> list[Arrival]:
         """End the streams of partitions; return what waited in them."""
         ended = [key for key, stream in self._streams.items() if stream.partition in partitions]
+        for key in ended:
+            self._stuck.pop(key, None)
         return [arrival for key in ended for arrival in self._streams.pop(key).waiting.values()]
 
     def trim(self) -> None:
@@ -124,7 +123,8 @@ class OrderGate:
         excess = len(self._streams) - self._size
         if excess <= 0:
             return
-        for key in [key for key, stream in self._streams.items() if _idle(stream)][:excess]:
+        idle = (key for key, stream in self._streams.items() if _idle(stream))
+        for key in list(islice(idle, excess)):
             del self._streams[key]
 
 

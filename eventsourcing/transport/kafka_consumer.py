@@ -55,9 +55,11 @@ class KafkaGroup:
     recorded: bool
     _created_ms: int = field(default_factory=lambda: int(time.time() * 1000))
     _drafts: int = 0
+    _wanted: dict[str, bool] = field(default_factory=dict)
 
     async def consume(self) -> None:
         """Consume until cancelled or until something fails."""
+        self._wanted = {}  # a member may have come
         begin, since_ms = await self._begin()
         await self.topics.ensure(await self._needed())
         self._offsets = Offsets(most=MOST_IN_HAND, most_bytes=MOST_BYTES_IN_HAND)
@@ -130,7 +132,9 @@ class KafkaGroup:
         }
 
     def _wants(self, event_type: str) -> bool:
-        return any(member.wants(event_type) for member in self.members)
+        if event_type not in self._wanted:
+            self._wanted[event_type] = any(member.wants(event_type) for member in self.members)
+        return self._wanted[event_type]
 
     # Messages
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 from uuid import UUID
@@ -40,6 +41,7 @@ class OutgoingMessage:
     headers: Headers
 
 
+@lru_cache(1024)
 def topic_of(prefix: str, event_type: str) -> str:
     """The topic of an event type. Raises InvalidEventError for a type that would mix with dead letters."""
     if event_type.startswith(DEAD_LETTER_INFIX):
@@ -53,13 +55,13 @@ def encode_message(
     prefix: str, event: BaseEvent, predecessors: Mapping[str, int] | None = None
 ) -> OutgoingMessage:
     """The message of an event. `predecessors`: the last version of each type before it in its aggregate."""
-    source = f"/{quote(prefix, safe='')}/{quote(event.aggregate_type, safe='')}"
+    kind = str(event.event_type)
     headers: Headers = [
         ("content-type", "application/json"),
         ("ce_specversion", "1.0"),
         ("ce_id", str(event.event_id)),
-        ("ce_type", str(event.event_type)),
-        ("ce_source", source),
+        ("ce_type", kind),
+        ("ce_source", _source(prefix, event.aggregate_type)),
         ("ce_subject", event.aggregate_id),
         ("ce_time", _moment(event.timestamp)),
         ("ce_partitionkey", event.aggregate_id),
@@ -75,15 +77,13 @@ def encode_message(
             ("es-position", str(event.position)),
             ("es-recorded-at", _moment(event.recorded_at)),
         ]
-    headers.append(("es-metadata", encode(event.metadata, field="metadata")))
+    headers.append(("es-metadata", encode(event.metadata, field="metadata") if event.metadata else b"{}"))
     if predecessors is not None:
-        headers.append(("es-prev", encode(predecessors)))
+        headers.append(("es-prev", encode(predecessors) if predecessors else b"{}"))
     traceparent = event.metadata.get("traceparent")
     if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent):
         headers.append(("traceparent", traceparent))
-    return OutgoingMessage(
-        topic_of(prefix, str(event.event_type)), event.aggregate_id.encode(), encode(event.data), headers
-    )
+    return OutgoingMessage(topic_of(prefix, kind), event.aggregate_id.encode(), encode(event.data), headers)
 
 
 def headers_of(message: Message) -> Headers:
@@ -97,39 +97,50 @@ def decode_event(value: bytes | None, headers: Headers) -> tuple[BaseEvent, dict
 
     A message without a position is a draft's. Raises InvalidEventError for what is no event of ours.
     """
-    texts = dict(headers)
     try:
+        texts = {
+            name: content.decode() if isinstance(content, bytes) else content
+            for name, content in headers
+            if content is not None and name.startswith(("ce_", "es-"))
+        }
+        kind = texts["ce_type"]
+        correlation, causation = texts.get("ce_correlationid"), texts.get("ce_causationid")
         fields: dict[str, Any] = {
-            "event_id": UUID(_text(texts, "ce_id")),
-            "event_type": _TYPES.get(kind := _text(texts, "ce_type"), kind),
-            "aggregate_id": _text(texts, "ce_subject"),
-            "aggregate_type": unquote(_text(texts, "ce_source").rpartition("/")[2]),
-            "event_version": int(_text(texts, "es-version", "0")),
-            "timestamp": utc(datetime.fromisoformat(_text(texts, "ce_time"))),
-            "correlation_id": _uuid(texts, "ce_correlationid"),
-            "causation_id": _uuid(texts, "ce_causationid"),
-            "metadata": decode(_text(texts, "es-metadata", "{}")),
+            "event_id": UUID(texts["ce_id"]),
+            "event_type": _TYPES.get(kind, kind),
+            "aggregate_id": texts["ce_subject"],
+            "aggregate_type": _aggregate_type(texts["ce_source"]),
+            "event_version": int(texts.get("es-version", "0")),
+            "timestamp": _parsed(texts["ce_time"]),
+            "correlation_id": UUID(correlation) if correlation else None,
+            "causation_id": UUID(causation) if causation else None,
+            "metadata": decode(texts.get("es-metadata", "{}")),
             "data": decode(value or b""),
         }
         if "es-position" not in texts:
             return BaseEvent(**fields), {}
-        fields["position"] = int(_text(texts, "es-position"))
-        fields["recorded_at"] = utc(datetime.fromisoformat(_text(texts, "es-recorded-at")))
-        return RecordedEvent.from_store(fields), decode(_text(texts, "es-prev", "{}"))
-    except (ValueError, KeyError) as error:
+        fields["position"] = int(texts["es-position"])
+        fields["recorded_at"] = _parsed(texts["es-recorded-at"])
+        return RecordedEvent.from_store(fields), decode(texts.get("es-prev", "{}"))
+    except KeyError as error:
+        raise InvalidEventError(f"not an event of this system: header {error} is missing") from error
+    except ValueError as error:
         raise InvalidEventError(f"not an event of this system: {error}") from error
 
 
-def _text(texts: Mapping[str, str | bytes | None], name: str, default: str | None = None) -> str:
-    content = texts.get(name, default)
-    if content is None:
-        raise KeyError(f"header {name} is missing")
-    return content.decode() if isinstance(content, bytes) else content
+@lru_cache(1024)
+def _source(prefix: str, aggregate_type: str) -> str:
+    return f"/{quote(prefix, safe='')}/{quote(aggregate_type, safe='')}"
 
 
-def _uuid(texts: Mapping[str, str | bytes | None], name: str) -> UUID | None:
-    return UUID(_text(texts, name)) if name in texts else None
+@lru_cache(1024)
+def _aggregate_type(source: str) -> str:
+    return unquote(source.rpartition("/")[2])
 
 
 def _moment(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
+
+
+def _parsed(moment: str) -> datetime:
+    return utc(datetime.fromisoformat(moment))

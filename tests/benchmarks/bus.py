@@ -184,7 +184,8 @@ async def latency(store: EventStore, bus_config: EventBusConfig) -> tuple[float,
     bus = EventBus(bus_config, store=store)
     await bus.subscribe(["user.migrated"], handler, consumer_group=f"late-{uuid4().hex[:8]}", start="now")
     async with bus:
-        await asyncio.sleep(3)
+        await store.append_event(draft(1))
+        await until(lambda: bool(handler.at))  # it has joined, and skipped the past
         began = time.perf_counter()
         for number in range(PACED):
             event = await store.append_event(draft(number * 10 + 1))
