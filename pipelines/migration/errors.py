@@ -4,6 +4,7 @@ MigrationError                  a run stopped (stage, resumable)
 ├── MappingError                the mapping is wrong (file, line, field)
 ├── SourceError                 the source is missing, unreadable or not what the mapping says
 ├── TargetError                 the target cannot be reached or refused what was asked
+│   ├── RecordRefusedError      the target would not take a row (rule, column, reason)
 │   ├── TargetNotEmptyError     a target table holds rows and the policy is to fail (table)
 │   └── TargetBusyError         another unfinished run holds the target (holder)
 ├── SchemaIncompatibleError     source and target do not fit (blockers)
@@ -46,6 +47,20 @@ class SourceError(MigrationError):
 
 class TargetError(MigrationError):
     """The target cannot be reached, lacks a table, or refused a statement; its transaction was undone."""
+
+
+class RecordRefusedError(TargetError):
+    """The target would not take one of the rows written; its savepoint was undone, the rest stands.
+
+    `rule` is the rule of a mapping that says the same where there is one (`unique`, `required`,
+    `reference`, `max_length`, `range`), else `check`, `type` or `trigger`. `column` is empty when the
+    target does not name it.
+    """
+
+    def __init__(self, rule: str, column: str, reason: str) -> None:
+        self.rule, self.column, self.reason = rule, column, reason
+        where = f" of column {column!r}" if column else ""
+        super().__init__(f"the target refused a row{where}: {reason}", stage="load", resumable=True)
 
 
 class TargetNotEmptyError(TargetError):

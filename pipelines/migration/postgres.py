@@ -13,7 +13,7 @@ import psycopg2.sql as pgsql
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from pipelines.migration.errors import TargetError
+from pipelines.migration.errors import RecordRefusedError, TargetError
 from pipelines.migration.schema import Table, reflect_tables
 from pipelines.migration.target import Reference
 from pipelines.migration.worktables import WORK_TABLES
@@ -25,6 +25,18 @@ _SESSION = (
 
 _LOCK_KEY = 0x65736D_6D6967  # "esmmig"
 _KEY_TYPES: dict[str, Any] = {"integer": sa.BigInteger(), "uuid": sa.Uuid(as_uuid=False)}
+_REFUSALS = {
+    "23502": ("required", "is missing"),
+    "23503": ("reference", "refers to a row that is not there"),
+    "23505": ("unique", "occurs in the target already"),
+    "23": ("check", "breaks a constraint"),
+    "22001": ("max_length", "is too long"),
+    "22003": ("range", "is out of range"),
+    "22": ("type", "is not of the column's type"),
+    "P0": ("trigger", "a trigger refused it"),
+}
+"""SQLSTATE or its class -> the rule that a refused row broke, and the message."""
+
 _AS_TEXT = ("uuid", "json", "decimal", "other")
 
 
@@ -81,6 +93,25 @@ class PostgresTransaction:
 
     def lock(self) -> None:
         self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        try:
+            with self._connection.begin_nested():
+                yield
+        except sa.exc.DBAPIError as error:
+            raise _translated(error.orig, None) from None
+        except psycopg2.Error as error:
+            raise _translated(error, None) from None
+
+    def next_key(self, table: Table) -> int | None:
+        sequence = self._sequence(table)
+        if sequence is None:
+            return None
+        drawn = self._connection.scalar(
+            sa.select(sa.func.pg_sequence_last_value(sa.cast(sequence, pg.REGCLASS)))
+        )
+        return 1 if drawn is None else int(drawn) + 1
 
     def is_empty(self, table: Table) -> bool:
         return (
@@ -147,13 +178,20 @@ class PostgresTransaction:
 
     def advance_sequence(self, table: Table) -> None:
         assert table.key is not None
-        quoted = self._connection.dialect.identifier_preparer.quote(table.name)
-        sequence = self._connection.scalar(sa.select(sa.func.pg_get_serial_sequence(quoted, table.key)))
+        sequence = self._sequence(table)
         highest = self._connection.scalar(
             sa.select(sa.func.max(sa.column(table.key))).select_from(sa.table(table.name))
         )
         if sequence is not None and highest is not None:
             self._connection.execute(sa.select(sa.func.setval(sequence, highest)))
+
+    def _sequence(self, table: Table) -> str | None:
+        assert table.key is not None
+        quoted = self._connection.dialect.identifier_preparer.quote(table.name)
+        name: str | None = self._connection.scalar(
+            sa.select(sa.func.pg_get_serial_sequence(quoted, table.key))
+        )
+        return name
 
 
 def _key_table(table: Table) -> sa.TableClause:
@@ -188,6 +226,11 @@ def _translated(error: BaseException | None, database: str | None) -> TargetErro
         return TargetError(f"the target database {database!r} cannot be reached", resumable=True)
     diagnostics = getattr(error, "diag", None)
     names = {name: getattr(diagnostics, f"{name}_name", None) for name in ("table", "column", "constraint")}
+    refusal = _REFUSALS.get(state) or _REFUSALS.get(state[:2])
+    if refusal is not None:
+        rule, reason = refusal
+        what = f" ({names['constraint']})" if names["constraint"] else ""
+        return RecordRefusedError(rule, names["column"] or "", reason + what)
     where = ", ".join(f"{name} {value!r}" for name, value in names.items() if value)
     gone = state.startswith(("08", "57", "40", "53"))
     return TargetError(

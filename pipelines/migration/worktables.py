@@ -76,6 +76,19 @@ undo = sa.Table(
     sa.Column("undone_at", _moment),
     sa.Index("mig_undo_by_chunk", "migration_id", "entity", "chunk"),
 )
+quarantine = sa.Table(
+    "mig_quarantine",
+    _metadata,
+    sa.Column("migration_id", sa.String(255), primary_key=True),
+    sa.Column("entity", sa.String(128), primary_key=True),
+    sa.Column("source_key", sa.Text, primary_key=True),
+    sa.Column("chunk", sa.Integer, primary_key=True),
+    sa.Column("rule", sa.String(32), nullable=False),
+    sa.Column("column_name", sa.String(128), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+)
+"""The records that the target itself refused (`refusals.py`)."""
+
 WORK_TABLES = frozenset(_metadata.tables)
 
 
