@@ -7,7 +7,7 @@ and appending it again changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -32,6 +32,7 @@ from eventsourcing.events import (
     TypedEvent,
     deterministic_event_id,
 )
+from eventsourcing.query import EventQuery
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.worktables import RunRow
 
@@ -63,6 +64,9 @@ _COUNTED = {"uuid": "transformation", "datetime": "conversion"}
 class EventLog(Protocol):
     """What the engine needs of an event store."""
 
+    def read(self, query: EventQuery) -> AsyncIterator[RecordedEvent]:
+        """The stored events that match, in order; the verification folds them."""
+
     async def append_events(self, events: Sequence[BaseEvent]) -> list[RecordedEvent]:
         """Store all events or none; one whose event_id is stored comes back as stored."""
 
@@ -70,8 +74,8 @@ class EventLog(Protocol):
 class Announcer:
     """Makes and appends the events of one run."""
 
-    def __init__(self, log: EventLog, row: RunRow, metadata: Mapping[str, Any]) -> None:
-        self._log, self._row = log, row
+    def __init__(self, log: EventLog, row: RunRow, metadata: Mapping[str, Any], *, attempt: int = 1) -> None:
+        self._log, self._row, self._attempt = log, row, attempt
         current = {key: value for key, value in metadata.items() if key in RESERVED_METADATA}
         self._metadata = {**row.metadata, **current}
 
@@ -81,7 +85,15 @@ class Announcer:
 
     def stage_id(self, stage: str) -> UUID:
         """The id of a stage's event."""
-        return self.event_id("stage", stage)
+        return self.event_id(*self._stage_parts(stage))
+
+    @property
+    def stream(self) -> str:
+        """The stream of the stages' events: the migration's own, or that of its n-th attempt."""
+        return self._row.migration_id + (f":attempt-{self._attempt}" if self._attempt > 1 else "")
+
+    def _stage_parts(self, stage: str) -> tuple[str, ...]:
+        return ("stage", stage) if self._attempt == 1 else ("stage", stage, str(self._attempt))
 
     def envelope(self, *parts: str, cause: UUID | None, at: datetime) -> dict[str, Any]:
         """The fields that every event of the run has."""
@@ -100,12 +112,20 @@ class Announcer:
     def stage_event(self, outcome: StageOutcome) -> TypedEvent:
         """The event of a stage, in the stream of the migration; the schema check has its own."""
         cls, stage = STAGE_EVENTS[outcome.stage], outcome.stage
-        stream = self._row.migration_id + (":schema" if stage == "schema" else "")
+        stream = self.stream + (":schema" if stage == "schema" else "")
         cause = self.stage_id(_CAUSES[stage]) if stage in _CAUSES else None
+        if cause is None and self._attempt > 1:
+            cause = self.event_id("stage", "complete")
         return cls(
             aggregate_id=stream,
-            data=outcome.facts,
-            **self.envelope("stage", stage, cause=cause, at=outcome.at),
+            data={**outcome.facts, **self._belonging()},
+            **self.envelope(*self._stage_parts(stage), cause=cause, at=outcome.at),
+        )
+
+    def _belonging(self) -> dict[str, Any]:
+        """What says that an attempt's event is one of the migration's."""
+        return (
+            {} if self._attempt == 1 else {"migration_id": self._row.migration_id, "attempt": self._attempt}
         )
 
     def conversions(self, outcome: StageOutcome) -> Iterator[BaseEvent]:
@@ -116,7 +136,7 @@ class Announcer:
         }
         for item in outcome.facts["transformation_stats"]["conversions"]:
             formats = {key: item[key] for key in ("source_format", "target_format")}
-            stream = f"{self._row.migration_id}:{item['kind']}"
+            stream = f"{self.stream}:{item['kind']}"
             parts = (stream, *formats.values())
             yield classes[item["kind"]](
                 aggregate_id=stream,
@@ -136,7 +156,7 @@ class Announcer:
             "resumable": bool(getattr(error, "resumable", getattr(error, "retryable", True))),
         }
         fields = {
-            "migration_id": self._row.migration_id,
+            "aggregate_id": self.stream,
             "error_message": str(error) if ours else type(error).__name__,
             "error_details": details,
             "correlation_id": self._row.correlation_id,

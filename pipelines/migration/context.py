@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,18 +11,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+import sqlalchemy as sa
 
 from pipelines.migration.announce import Announcer
 from pipelines.migration.chunks import Chunk, read_chunk, write_chunk
-from pipelines.migration.errors import MigrationError, StageOrderError
+from pipelines.migration.errors import MigrationError, RunStoppedError, StageOrderError
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.masking import Masker
 from pipelines.migration.plan import Plan
+from pipelines.migration.schema import Table
 from pipelines.migration.target import Target
 from pipelines.migration.worktables import RunRow, update_run
 
 _REPORT_EVERY_S = 0.1
 _RENEW_EVERY_S = 15.0
+
+ATTEMPT_CHUNKS = 1_000_000
+"""The chunks of attempt n are numbered from (n - 1) times this, so that all attempts of a run are one run:
+rollback and verification know nothing of attempts."""
 
 
 class Progress(NamedTuple):
@@ -38,6 +45,8 @@ class Reporter:
     """Passes progress on, seldom enough, and the end of an entity always."""
 
     hook: Callable[[Progress], None] | None
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set from any thread: the run stops at its next report, which every chunk makes."""
     _last: float = field(default=0.0, init=False)
 
     def report(self, stage: str, entity: str, done: int, total: int) -> None:
@@ -59,6 +68,10 @@ class RunContext:
     announcer: Announcer
     masker: Masker
     reporter: Reporter
+    attempt: int = 1
+    """1 is the run itself; each retry of its quarantine is the next one, with a manifest of its own."""
+    earlier: tuple[Manifest, ...] = ()
+    """The manifests of the attempts before, the first one first."""
     _renewed: float = field(default_factory=time.monotonic, init=False)
 
     @property
@@ -96,15 +109,40 @@ class RunContext:
                 update_run(transaction.connection, self.migration_id, holds=False, status=status)
 
     def progress(self, stage: str, entity: str, done: int, total: int) -> None:
-        """Report progress, and renew the lease of the target when it is time."""
+        """Report progress, and renew the lease of the target when it is time.
+
+        Raises RunStoppedError when somebody asked the run to stop.
+        """
+        if self.reporter.stop.is_set():
+            raise RunStoppedError(self.migration_id)
         if time.monotonic() - self._renewed > _RENEW_EVERY_S:
             self._renewed = time.monotonic()
             with self.target.transaction() as transaction:
                 update_run(transaction.connection, self.migration_id)
         self.reporter.report(stage, entity, done, total)
 
+    @property
+    def first_chunk(self) -> int:
+        """The number of the attempt's first chunk."""
+        return (self.attempt - 1) * ATTEMPT_CHUNKS
+
+    @property
+    def attempts(self) -> tuple[Manifest, ...]:
+        """The manifests of all attempts up to this one."""
+        return (*self.earlier, self.manifest)
+
+    def first_key(self, table: Table) -> int:
+        """The first key above all that the table holds; for stages that hand out keys."""
+        assert table.key is not None
+        with self.target.transaction() as transaction:
+            highest = sa.select(sa.func.max(sa.column(table.key))).select_from(sa.table(table.name))
+            return int(transaction.connection.scalar(highest) or 0) + 1
+
     def staged(self, stage: str, name: str) -> list[Chunk]:
-        """The files that a stage staged for an entity, in order."""
+        """The files that a stage staged for an entity, in order.
+
+        Its children's files stand at the same places of their lists; a chunk's number is no place.
+        """
         return self.manifest.staged[stage][name]
 
     def read(self, chunk: Chunk) -> pl.DataFrame:

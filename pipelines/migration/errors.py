@@ -10,6 +10,7 @@ MigrationError                  a run stopped (stage, resumable)
 ├── SchemaIncompatibleError     source and target do not fit (blockers)
 ├── StagedDataError             a staged file is missing or not what was written
 ├── ThresholdExceededError      more records were quarantined than the mapping allows (entity, ratio)
+├── RunStoppedError             somebody asked the run to stop; it goes on when resumed
 ├── VerificationError           the target is not what was migrated (report)
 └── StageOrderError             a stage was called before the one that it needs
 
@@ -98,6 +99,13 @@ class ThresholdExceededError(MigrationError):
     def __init__(self, entity: str, *, ratio: float, allowed: float) -> None:
         self.entity, self.ratio, self.allowed = entity, ratio, allowed
         super().__init__(f"{ratio:.2%} of {entity} broke a rule, {allowed:.2%} are allowed", stage="validate")
+
+
+class RunStoppedError(MigrationError):
+    """Somebody asked the run to stop. What is done stays done; the same id resumes it."""
+
+    def __init__(self, migration_id: str) -> None:
+        super().__init__(f"migration {migration_id!r} was stopped; it can be resumed", resumable=True)
 
 
 class VerificationError(MigrationError):

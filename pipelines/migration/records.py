@@ -1,4 +1,4 @@
-"""The events of records: migrated, quarantined, rolled back, each in the record's own stream."""
+"""The events of records: migrated and rolled back, each in the record's own stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from uuid import UUID
 
 import polars as pl
 
-from eventsourcing.catalogue import RecordQuarantinedEvent
 from eventsourcing.events import BaseEvent, TypedEvent, event_class
 from pipelines.migration.context import RunContext
 from pipelines.migration.plan import EntityPlan
@@ -73,23 +72,6 @@ def _by_record(run: RunContext, entity: EntityPlan, name: str, frame: pl.DataFra
     for record, row in zip(frame["_record"], rows, strict=True):
         grouped.setdefault(record, []).append(row)
     return grouped
-
-
-def quarantined_events(
-    run: RunContext, entity: EntityPlan, violations: pl.DataFrame, at: datetime
-) -> Iterator[BaseEvent]:
-    """One event for each quarantined record: its first violation, and the others under `also`."""
-    cause = run.announcer.stage_id("transform")
-    for (key,), found in violations.group_by("_key", maintain_order=True):
-        first, *others = found.drop("_key").to_dicts()
-        stream = stream_of(f"record-{entity.name}", key)
-        data = {"entity": entity.name, "source_key": str(key), **first, "also": others, "quarantined_at": at}
-        data["migration_id"] = run.migration_id
-        yield RecordQuarantinedEvent(
-            aggregate_id=stream,
-            data=data,
-            **run.announcer.envelope("record.quarantined", stream, cause=cause, at=at),
-        )
 
 
 def rolled_back_events(

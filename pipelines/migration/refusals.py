@@ -34,6 +34,7 @@ class Refusal:
     rule: str
     column: str
     message: str
+    chunk: int = -1
 
 
 def write_or_halve(
@@ -97,4 +98,4 @@ def kept_refusals(
     if chunk is not None:
         statement = statement.where(quarantine.c.chunk == chunk)
     rows = connection.execute(statement.order_by(quarantine.c.source_key))
-    return [Refusal(row.source_key, row.rule, row.column_name, row.message) for row in rows]
+    return [Refusal(row.source_key, row.rule, row.column_name, row.message, chunk=row.chunk) for row in rows]

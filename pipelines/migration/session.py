@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from pipelines.migration.announce import Announcer, EventLog
+from pipelines.migration.attempts import current_folder, earlier_manifests, next_folder
 from pipelines.migration.compile import compile_plan, tables_of
 from pipelines.migration.context import Reporter, RunContext
 from pipelines.migration.errors import MigrationError, StagedDataError, StageOrderError
@@ -55,7 +56,7 @@ class Session:
         """Create the run, or take it up: after it the run is there, and holds the target."""
         mapping = self._load_mapping()
         with self._target() as target:
-            row, manifest = self._find(target), Manifest.load(self.folder)
+            row, manifest = self._find(target), Manifest.load(self.current)
             if row is None:
                 self._create(target, mapping)
                 return
@@ -64,8 +65,44 @@ class Session:
                 if row.stage != "start":
                     raise self._no_files()
                 self._reflect(target, mapping).save()
-            if row.status in ("running", "failed"):
+            if row.status in ("running", "failed", "cancelled"):
                 self._take_up(target)
+
+    @property
+    def current(self) -> Path:
+        """The folder of the attempt that is under way, or was the last."""
+        return current_folder(self.folder)
+
+    def prepare_retry(self) -> None:
+        """Begin the next attempt, or take up the one that is under way.
+
+        Raises MigrationError unless the run is completed, for a run without files here, and when no
+        record of it is in quarantine.
+        """
+        mapping = self._load_mapping()
+        with self._target() as target:
+            row, manifest = self._find(target), Manifest.load(self.current)
+            if row is None:
+                raise StageOrderError("this", needs="start")
+            if manifest is None:
+                raise self._no_files()
+            if row.status == "completed":
+                folder = next_folder(self.folder, manifest, target, self.migration_id)
+                manifest = self._reflect(target, mapping, folder)
+                manifest.mapping_sha256 = mapping.sha256
+                compile_plan(mapping, manifest.source_tables, manifest.target_tables, row.started_at)
+                manifest.save()
+            elif self.current == self.folder or row.status not in ("running", "failed", "cancelled"):
+                raise MigrationError(f"migration {self.migration_id!r} is {row.status}, not completed")
+            with target.transaction() as transaction:
+                transaction.lock()
+                refuse_other_holder(transaction.connection, self.migration_id)
+                update_run(
+                    transaction.connection,
+                    self.migration_id,
+                    status="running",
+                    mapping_sha256=manifest.mapping_sha256,
+                )
 
     def _create(self, target: Target, mapping: Mapping) -> None:
         """Check everything first, then write: the work tables, the run, its manifest."""
@@ -91,13 +128,16 @@ class Session:
         begun = run.outcome("start")
         if begun is not None:
             return begun
-        facts = {
+        facts: dict[str, Any] = {
             "source_config": open_source(self.source_url).describe(),
             "target_config": run.target.describe(),
             "mapping_sha256": run.row.mapping_sha256,
-            "mode": "run",
+            "mode": "run" if run.attempt == 1 else "retry",
             "started_at": run.row.started_at.isoformat(),
         }
+        if run.attempt > 1:
+            before = run.earlier[-1].outcomes["start"].facts["mapping_sha256"]
+            return run.finish("start", {**facts, "previous_mapping_sha256": before})
         return run.finish("start", facts, at=run.row.started_at)
 
     def context(self, *, undoing: bool = False) -> RunContext:
@@ -114,7 +154,8 @@ class Session:
 
     def _context(self, target: Target, undoing: bool) -> RunContext:
         mapping = self._load_mapping()
-        row, manifest = self._find(target), Manifest.load(self.folder)
+        row, manifest = self._find(target), Manifest.load(self.current)
+        earlier = earlier_manifests(self.folder)
         if row is None:
             raise StageOrderError("this", needs="start")
         _refuse_unfit(row, mapping, undoing=undoing)
@@ -127,9 +168,11 @@ class Session:
             plan=self._plan(mapping, manifest, row.started_at),
             target=target,
             manifest=manifest,
-            announcer=Announcer(self.store, row, self.metadata),
+            announcer=Announcer(self.store, row, self.metadata, attempt=len(earlier) + 1),
             masker=Masker(self.secret, self.migration_id),
             reporter=self.reporter,
+            attempt=len(earlier) + 1,
+            earlier=earlier,
         )
 
     @asynccontextmanager
@@ -139,8 +182,15 @@ class Session:
         if row is None:
             yield None
             return
-        yield Announcer(self.store, row, self.metadata)
+        yield Announcer(self.store, row, self.metadata, attempt=len(earlier_manifests(self.folder)) + 1)
         await asyncio.to_thread(self._let_go)
+
+    def pause(self) -> None:
+        """Let go of the target, so that others may have it; a running run is `cancelled` until resumed."""
+        row = self._running()
+        with self._target() as target, target.transaction() as transaction:
+            changes = {"status": "cancelled"} if row is not None else {}
+            update_run(transaction.connection, self.migration_id, holds=False, **changes)
 
     def _running(self) -> RunRow | None:
         try:
@@ -165,10 +215,12 @@ class Session:
             self.mapping = load_mapping(self.mapping)
         return self.mapping
 
-    def _reflect(self, target: Target, mapping: Mapping) -> Manifest:
+    def _reflect(self, target: Target, mapping: Mapping, folder: Path | None = None) -> Manifest:
         """The manifest of a run that has done nothing yet: the tables as they are now."""
         sources, targets = tables_of(mapping)
-        return Manifest(self.folder, open_source(self.source_url).tables(sources), target.tables(targets))
+        return Manifest(
+            folder or self.folder, open_source(self.source_url).tables(sources), target.tables(targets)
+        )
 
     def _plan(self, mapping: Mapping, manifest: Manifest, now: datetime) -> Plan:
         """The compiled plan, made once for the same tables and moment."""

@@ -60,11 +60,12 @@ def _declared(run: RunContext) -> Conversions:
 def _transform_entity(run: RunContext, entity: EntityPlan, conversions: Conversions) -> dict[str, int]:
     chunks = run.staged("extract", entity.name)
     total, done, kept = sum(chunk.rows for chunk in chunks), 0, 0
+    first = 1 if entity.target_key in entity.fields else run.first_key(entity.target)
     for name in (entity.name, *(f"{entity.name}.{child}" for child in entity.children)):
         run.manifest.staged["transform"][name] = []
     for chunk in chunks:
         source = _wanted(run.read(chunk), entity)
-        frame = transform_frame(source, entity, first_record=kept + 1)
+        frame = transform_frame(source, entity, first_record=first + kept)
         _count_conversions(source, entity, conversions)
         run.write("transform", entity.name, chunk.number, frame)
         for child in entity.children.values():

@@ -6,18 +6,22 @@ a crash either all of a chunk is there or nothing of it. Plain SQLAlchemy Core: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import polars as pl
 import sqlalchemy as sa
 
 from pipelines.migration.errors import MigrationError, TargetBusyError
 
 LEASE_S = 60
 """How long a run holds the target after its last sign of life, in seconds."""
+
+OUTCOMES = ("inserted", "updated", "unchanged", "skipped")
+"""What becomes of a valid record when its chunk is loaded."""
 
 _metadata = sa.MetaData()
 _moment = sa.DateTime(timezone=True)
@@ -180,6 +184,25 @@ def mark_chunk(
         .where(chunks.c.migration_id == migration_id, chunks.c.entity == entity, chunks.c.number == number)
         .values(**changes)
     )
+
+
+def written_to(connection: sa.Connection, migration_id: str, table: str) -> Iterator[pl.DataFrame]:
+    """What the run did to a table, a frame for each chunk."""
+    statement = sa.select(
+        undo.c.target_key, undo.c.record_key, undo.c.op, undo.c.row_hash, undo.c.after_hash, undo.c.before
+    ).where(undo.c.migration_id == migration_id, undo.c.table_name == table)
+    names = ("target_key", "record_key", "op", "row_hash", "after_hash", "before")
+    rows = [tuple(row) for row in connection.execute(statement)]
+    yield pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+
+
+def id_map(connection: sa.Connection, migration_id: str, entity: str, table: str) -> Iterator[pl.DataFrame]:  # noqa: ARG001 - frames are kept by table soon
+    """`source_key` and `target_key` of an entity's records, a frame for each chunk in order."""
+    statement = sa.select(idmap.c.source_key, idmap.c.target_key).where(
+        idmap.c.migration_id == migration_id, idmap.c.entity == entity
+    )
+    rows = [tuple(row) for row in connection.execute(statement)]
+    yield pl.DataFrame(rows, schema=dict.fromkeys(("source_key", "target_key"), pl.String), orient="row")
 
 
 def undo_rows(connection: sa.Connection, migration_id: str, entity: str, chunk: int) -> Sequence[sa.Row[Any]]:
