@@ -135,7 +135,9 @@ class RunContext:
         """The first key above all that the table holds; for stages that hand out keys."""
         assert table.key is not None
         with self.target.transaction() as transaction:
-            highest = sa.select(sa.func.max(sa.column(table.key))).select_from(sa.table(table.name))
+            highest: sa.Select[Any] = sa.select(sa.func.max(sa.column(table.key))).select_from(
+                sa.table(table.name)
+            )
             return int(transaction.connection.scalar(highest) or 0) + 1
 
     def staged(self, stage: str, name: str) -> list[Chunk]:

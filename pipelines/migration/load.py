@@ -23,9 +23,11 @@ from pipelines.migration.errors import TargetNotEmptyError
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.plan import ChildPlan, EntityPlan, Plan
 from pipelines.migration.records import migrated_events
+from pipelines.migration.refusals import keep_refusals, kept_refusals, write_or_halve
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Table
 from pipelines.migration.target import TargetTransaction
+from pipelines.migration.validate import refusals_allowed
 from pipelines.migration.worktables import (
     any_chunk_loaded,
     chunks,
@@ -97,9 +99,9 @@ async def _load_entity(run: RunContext, entity: EntityPlan) -> tuple[dict[str, i
     total, done = sum(chunk.rows for chunk in staged), 0
     made = dict.fromkeys(entity.children, 0)
     states = await asyncio.to_thread(_states, run, entity)
-    for chunk in staged:
+    for place, chunk in enumerate(staged):
         state = states.get(chunk.number)
-        families = {name: run.staged("valid", f"{entity.name}.{name}")[chunk.number] for name in made}
+        families = {name: run.staged("valid", f"{entity.name}.{name}")[place] for name in made}
         if state is None or not state.events_appended:
             frame = await asyncio.to_thread(run.read, chunk)
             children = {name: await asyncio.to_thread(run.read, family) for name, family in families.items()}
@@ -108,7 +110,14 @@ async def _load_entity(run: RunContext, entity: EntityPlan) -> tuple[dict[str, i
         made = {name: count + families[name].rows for name, count in made.items()}
         done += chunk.rows
         await asyncio.to_thread(run.progress, "load", entity.name, done, total)
-    return {"in": total, "out": done, "quarantined": 0, "filtered": 0}, made
+    refused = await asyncio.to_thread(_refused, run, entity)
+    return {"in": total, "out": total - refused, "quarantined": refused, "filtered": 0}, made
+
+
+def _refused(run: RunContext, entity: EntityPlan) -> int:
+    with run.target.transaction() as transaction:
+        kept = kept_refusals(transaction.connection, run.migration_id, entity.name)
+    return sum(item.chunk >= run.first_chunk for item in kept)
 
 
 def _states(run: RunContext, entity: EntityPlan) -> dict[int, sa.Row[Any]]:
@@ -127,9 +136,25 @@ async def _load_chunk(
 ) -> None:
     if loaded_at is None:
         loaded_at = await asyncio.to_thread(_write_chunk, run, entity, chunk, frame, children)
+    frame, children = await asyncio.to_thread(_accepted, run, entity, chunk, frame, children)
     events = await asyncio.to_thread(lambda: [*migrated_events(run, entity, frame, children, loaded_at)])
     await run.announcer.append(events)
     await asyncio.to_thread(_mark_announced, run, entity, chunk)
+
+
+def _accepted(
+    run: RunContext, entity: EntityPlan, chunk: Chunk, frame: pl.DataFrame, children: dict[str, pl.DataFrame]
+) -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
+    """The records of a loaded chunk that the target took, and their children."""
+    with run.target.transaction() as transaction:
+        refused = kept_refusals(transaction.connection, run.migration_id, entity.name, chunk.number)
+    keys = pl.Series([item.source_key for item in refused], dtype=pl.String)
+    taken = frame.filter(~pl.col("_key").is_in(keys.implode()))
+    return taken, {name: _of(taken, made) for name, made in children.items()}
+
+
+def _of(records: pl.DataFrame, made: pl.DataFrame) -> pl.DataFrame:
+    return made.filter(pl.col("_record").is_in(records["_record"].implode()))
 
 
 def _mark_announced(run: RunContext, entity: EntityPlan, chunk: Chunk) -> None:
@@ -141,21 +166,28 @@ def _write_chunk(
     run: RunContext, entity: EntityPlan, chunk: Chunk, frame: pl.DataFrame, children: dict[str, pl.DataFrame]
 ) -> datetime:
     """Write one chunk whole; when it was loaded, also by another process meanwhile."""
-    parent = _Rows(entity.target, _target_rows(entity, frame), frame["_record"])
-    families = [_child_rows(entity.children[name], made) for name, made in children.items()]
     with run.target.transaction() as transaction:
+
+        def write(part: pl.DataFrame) -> None:
+            parent = _Rows(entity.target, _target_rows(entity, part), part["_record"])
+            families = [_child_rows(entity.children[n], _of(part, made)) for n, made in children.items()]
+            for rows in (parent, *families):
+                transaction.copy_in(rows.table.name, rows.frame)
+            for rows in (parent, *families):
+                _copy_undo(run, transaction, entity, chunk, rows)
+            _copy_id_map(run, transaction, entity, part)
+
         transaction.lock()
         there = loaded_chunks(transaction.connection, run.migration_id, entity.name).get(chunk.number)
         if there is not None:
             loaded_at: datetime = there.loaded_at
             return loaded_at
         refuse_unless_running(transaction.connection, run.migration_id)
-        for rows in (parent, *families):
-            transaction.copy_in(rows.table.name, rows.frame)
-        for rows in (parent, *families):
-            _copy_undo(run, transaction, entity, chunk, rows)
-        _copy_id_map(run, transaction, entity, frame)
-        return _insert_state(run, transaction, entity, chunk, sum(rows.frame.height for rows in families))
+        refused = write_or_halve(
+            frame, write, transaction.savepoint, allowed=refusals_allowed(run, entity.name)
+        )
+        keep_refusals(transaction.connection, run.migration_id, entity.name, chunk.number, refused)
+        return _insert_state(run, transaction, entity, chunk, sum(made.height for made in children.values()))
 
 
 def _insert_state(

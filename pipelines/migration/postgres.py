@@ -161,17 +161,19 @@ class PostgresTransaction:
         return [(referred, own_key) for referred, own_key in rows]
 
     def read(self, table: Table, columns: list[str], *, after: Any, limit: int) -> pl.DataFrame:
-        assert table.key is not None
-        kinds = {name: table.columns[name].kind for name in columns}
-        picked = [
-            sa.cast(sa.column(name), sa.Text) if kind in _AS_TEXT else sa.column(name)
-            for name, kind in kinds.items()
-        ]
-        statement = (
-            sa.select(*picked).select_from(sa.table(table.name)).order_by(sa.column(table.key)).limit(limit)
-        )
+        statement = _selected(table, columns).limit(limit)
         if after is not None:
-            statement = statement.where(sa.column(table.key) > after)
+            statement = statement.where(sa.column(table.key or "") > after)
+        return self._frame(table, columns, statement)
+
+    def read_where(
+        self, table: Table, columns: list[str], *, column: str, values: Sequence[Any]
+    ) -> pl.DataFrame:
+        wanted: sa.ColumnClause[Any] = sa.column(column)
+        among = wanted == _any(table.columns[column].kind, values)
+        return self._frame(table, columns, _selected(table, columns).where(among))
+
+    def _frame(self, table: Table, columns: list[str], statement: sa.Select[Any]) -> pl.DataFrame:
         rows = [tuple(row) for row in self._connection.execute(statement)]
         schema = {name: table.columns[name].dtype for name in columns}
         return pl.DataFrame(rows, schema=schema, orient="row")
@@ -192,6 +194,16 @@ class PostgresTransaction:
             sa.select(sa.func.pg_get_serial_sequence(quoted, table.key))
         )
         return name
+
+
+def _selected(table: Table, columns: list[str]) -> sa.Select[Any]:
+    assert table.key is not None
+    kinds = {name: table.columns[name].kind for name in columns}
+    picked = [
+        sa.cast(sa.column(name), sa.Text) if kind in _AS_TEXT else sa.column(name)
+        for name, kind in kinds.items()
+    ]
+    return sa.select(*picked).select_from(sa.table(table.name)).order_by(sa.column(table.key))
 
 
 def _key_table(table: Table) -> sa.TableClause:

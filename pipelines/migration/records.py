@@ -12,6 +12,7 @@ import polars as pl
 
 from eventsourcing.events import BaseEvent, TypedEvent, event_class
 from pipelines.migration.context import RunContext
+from pipelines.migration.masking import Masker
 from pipelines.migration.plan import EntityPlan
 
 _MAX_KEY = 200
@@ -58,12 +59,13 @@ def _masked(
 ) -> list[dict[str, Any]]:
     """The columns of a prefix as dicts without it, the secret ones masked."""
     picked = frame.select(pl.col(name).alias(name[2:]) for name in frame.columns if name.startswith(prefix))
-    masked = [
-        pl.Series(name, [run.masker.mask(value) for value in picked[name]], dtype=pl.String)
-        for name in picked.columns
-        if name in secret
-    ]
+    masked = [masked_values(run.masker, picked[name]) for name in picked.columns if name in secret]
     return picked.with_columns(masked).to_dicts()
+
+
+def masked_values(masker: Masker, values: pl.Series) -> pl.Series:
+    """The hashes that stand for secret values."""
+    return pl.Series(values.name, [masker.mask(value) for value in values], dtype=pl.String)
 
 
 def _by_record(run: RunContext, entity: EntityPlan, name: str, frame: pl.DataFrame) -> dict[Any, list[Any]]:

@@ -25,7 +25,7 @@ from pipelines.migration.announce import EventLog
 from pipelines.migration.chunks import remove_stage
 from pipelines.migration.complete import complete
 from pipelines.migration.context import Progress, Reporter, RunContext
-from pipelines.migration.errors import MigrationError, RunStoppedError
+from pipelines.migration.errors import MigrationError, RunStoppedError, SourceError
 from pipelines.migration.extract import extract
 from pipelines.migration.load import load
 from pipelines.migration.manifest import StageOutcome
@@ -34,7 +34,8 @@ from pipelines.migration.quarantine import quarantined_events, refused_events, r
 from pipelines.migration.rollback import rollback
 from pipelines.migration.schemacheck import check_schema, refuse_blockers
 from pipelines.migration.session import Session
-from pipelines.migration.source import open_source
+from pipelines.migration.source import Source, open_source
+from pipelines.migration.told import Told
 from pipelines.migration.transform import transform
 from pipelines.migration.validate import refuse_excess, validate
 from pipelines.migration.verify import verify
@@ -189,9 +190,9 @@ class Migration:
 
     async def verify(self) -> StageOutcome:
         """Compare the target with what was migrated, anew each time; differences are facts, not errors."""
-        async with self._open() as run:
-            run.require("verify", needs="load")
-            return await asyncio.to_thread(verify, run)
+        async with self._open(undoing=True) as run:
+            told = Told(self._session.store, asyncio.get_running_loop())
+            return await asyncio.to_thread(verify, run, self._source_if_there(), told)
 
     async def complete(self) -> StageOutcome:
         """End the run well and remove its staged files.
@@ -227,6 +228,12 @@ class Migration:
         """
         async with self._open(undoing=True) as run:
             return await rollback(run, reason=reason)
+
+    def _source_if_there(self) -> Source | None:
+        try:
+            return open_source(self._session.source_url)
+        except SourceError:
+            return None
 
     @asynccontextmanager
     async def _stage(self, name: str, work: Work) -> AsyncIterator[tuple[RunContext, StageOutcome]]:

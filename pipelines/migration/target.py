@@ -59,6 +59,11 @@ class TargetTransaction(Protocol):
     def read(self, table: Table, columns: list[str], *, after: Any, limit: int) -> pl.DataFrame:
         """The next rows in key order, in the columns' staged types; `after` None begins."""
 
+    def read_where(
+        self, table: Table, columns: list[str], *, column: str, values: Sequence[Any]
+    ) -> pl.DataFrame:
+        """The rows whose column has one of these values, in key order, in the columns' staged types."""
+
     def count(self, table: Table) -> int:
         """The number of rows."""
 
