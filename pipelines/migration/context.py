@@ -113,13 +113,17 @@ class RunContext:
 
         Raises RunStoppedError when somebody asked the run to stop.
         """
-        if self.reporter.stop.is_set():
-            raise RunStoppedError(self.migration_id)
+        self.refuse_when_stopped()
         if time.monotonic() - self._renewed > _RENEW_EVERY_S:
             self._renewed = time.monotonic()
             with self.target.transaction() as transaction:
                 update_run(transaction.connection, self.migration_id)
         self.reporter.report(stage, entity, done, total)
+
+    def refuse_when_stopped(self) -> None:
+        """Raise RunStoppedError when somebody asked the run to stop."""
+        if self.reporter.stop.is_set():
+            raise RunStoppedError(self.migration_id)
 
     @property
     def first_chunk(self) -> int:

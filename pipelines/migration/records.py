@@ -33,9 +33,9 @@ def migrated_events(
     cls = entity.mapping.event
     if cls is None:
         return
-    sources = _masked(run, valid, "s:", entity.secret_sources)
+    sources = masked_rows(run, valid, "s:", entity.secret_sources)
     secret = frozenset(name for name, field in entity.fields.items() if field.secret)
-    targets = _masked(run, valid, "t:", secret)
+    targets = masked_rows(run, valid, "t:", secret)
     grouped = {name: _by_record(run, entity, name, frame) for name, frame in children.items()}
     cause = run.announcer.stage_id("validate")
     for record, source, target in zip(valid["_record"], sources, targets, strict=True):
@@ -54,7 +54,7 @@ def migrated_events(
         )
 
 
-def _masked(
+def masked_rows(
     run: RunContext, frame: pl.DataFrame, prefix: str, secret: frozenset[str]
 ) -> list[dict[str, Any]]:
     """The columns of a prefix as dicts without it, the secret ones masked."""
@@ -69,7 +69,7 @@ def masked_values(masker: Masker, values: pl.Series) -> pl.Series:
 
 
 def _by_record(run: RunContext, entity: EntityPlan, name: str, frame: pl.DataFrame) -> dict[Any, list[Any]]:
-    rows = _masked(run, frame, "t:", entity.children[name].secret)
+    rows = masked_rows(run, frame, "t:", entity.children[name].secret)
     grouped: dict[Any, list[Any]] = {}
     for record, row in zip(frame["_record"], rows, strict=True):
         grouped.setdefault(record, []).append(row)

@@ -78,6 +78,13 @@ class Migration:
             reporter=Reporter(on_progress),
         )
 
+    async def preview(self) -> dict[str, Any]:
+        """Find out what a run would do, and write nothing anywhere: counts, samples, blockers, warnings.
+
+        Raises MappingError, SourceError and TargetError as `start` does.
+        """
+        return await asyncio.to_thread(self._session.preview)
+
     async def run(self) -> StageOutcome:
         """Do all stages, or those that are left, and return the outcome of the last.
 

@@ -24,6 +24,7 @@ from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.mapping import Mapping, load_mapping
 from pipelines.migration.masking import Masker
 from pipelines.migration.plan import Plan
+from pipelines.migration.preview import preview, preview_folder, preview_run
 from pipelines.migration.source import open_source
 from pipelines.migration.target import Target, open_target
 from pipelines.migration.worktables import (
@@ -122,6 +123,25 @@ class Session:
             transaction.lock()
             refuse_other_holder(transaction.connection, self.migration_id)
             update_run(transaction.connection, self.migration_id, status="running")
+
+    def preview(self) -> dict[str, Any]:
+        """What a new run would do; nothing is written. See `preview.preview`."""
+        mapping, now = self._load_mapping(), datetime.now(UTC)
+        source = open_source(self.source_url)
+        with self._target() as target, preview_folder(self.folder.parent) as folder:
+            sources, targets = tables_of(mapping)
+            here, there = source.tables(sources), target.tables(targets)
+            given = {
+                "source_tables": here,
+                "target_tables": there,
+                "plan": compile_plan(mapping, here, there, now),
+                "target": target,
+                "store": self.store,
+                "masker": Masker(self.secret, self.migration_id),
+                "reporter": self.reporter,
+                "now": now,
+            }
+            return preview(preview_run(Path(folder), given, mapping_sha256=mapping.sha256), source)
 
     def begin(self, run: RunContext) -> StageOutcome:
         """The outcome of the start, as it was or new: which databases, under which mapping."""

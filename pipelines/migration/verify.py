@@ -254,10 +254,9 @@ def _sequences(plan: Plan, transaction: TargetTransaction) -> dict[str, dict[str
         following = transaction.next_key(table)
         if following is None or table.key is None:
             continue
-        highest = transaction.connection.scalar(
-            sa.select(sa.func.max(sa.column(table.key))).select_from(sa.table(table.name))
-        )
-        found[table.name] = {"next": following, "highest": highest, "ok": following > (highest or 0)}
+        statement: sa.Select[Any] = sa.select(sa.func.max(sa.column(table.key)))
+        highest = int(transaction.connection.scalar(statement.select_from(sa.table(table.name))) or 0)
+        found[table.name] = {"next": following, "highest": highest, "ok": following > highest}
     return found
 
 
