@@ -12,6 +12,9 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+import polars as pl
+
+from eventsourcing.canonical import decode
 from eventsourcing.catalogue import (
     DataExtractedEvent,
     DataImportedEvent,
@@ -70,10 +73,17 @@ class EventLog(Protocol):
 class Announcer:
     """Makes and appends the events of one run."""
 
-    def __init__(self, log: EventLog, row: RunRow, metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        row: RunRow,
+        metadata: Mapping[str, Any],
+        outcomes: Mapping[str, StageOutcome] | None = None,
+    ) -> None:
         self._log, self._row = log, row
+        self._outcomes = {} if outcomes is None else outcomes
         current = {key: value for key, value in metadata.items() if key in RESERVED_METADATA}
-        self._metadata = {**row.metadata, **current}
+        self.metadata = {**row.metadata, **current}
 
     def event_id(self, *parts: str) -> UUID:
         """The id that these parts have in this run, always."""
@@ -81,7 +91,13 @@ class Announcer:
 
     def stage_id(self, stage: str) -> UUID:
         """The id of a stage's event."""
-        return self.event_id("stage", stage)
+        return self.event_id("stage", stage, *self.attempt_of(stage))
+
+    def attempt_of(self, stage: str) -> tuple[str, ...]:
+        """What tells the ids of a stage's events from those of the stage as it was before a rollback."""
+        done = self._outcomes.get(stage)
+        attempt = done.attempt if done is not None else self._row.attempt
+        return (f"attempt-{attempt}",) if attempt else ()
 
     def envelope(self, *parts: str, cause: UUID | None, at: datetime) -> dict[str, Any]:
         """The fields that every event of the run has."""
@@ -89,7 +105,7 @@ class Announcer:
             "event_id": self.event_id(*parts),
             "correlation_id": self._row.correlation_id,
             "causation_id": cause,
-            "metadata": self._metadata,
+            "metadata": self.metadata,
             "timestamp": at,
         }
 
@@ -105,7 +121,7 @@ class Announcer:
         return cls(
             aggregate_id=stream,
             data=outcome.facts,
-            **self.envelope("stage", stage, cause=cause, at=outcome.at),
+            **self.envelope("stage", stage, *self.attempt_of(stage), cause=cause, at=outcome.at),
         )
 
     def conversions(self, outcome: StageOutcome) -> Iterator[BaseEvent]:
@@ -117,7 +133,7 @@ class Announcer:
         for item in outcome.facts["transformation_stats"]["conversions"]:
             formats = {key: item[key] for key in ("source_format", "target_format")}
             stream = f"{self._row.migration_id}:{item['kind']}"
-            parts = (stream, *formats.values())
+            parts = (stream, *formats.values(), *self.attempt_of("transform"))
             yield classes[item["kind"]](
                 aggregate_id=stream,
                 data={**formats, f"{_COUNTED[item['kind']]}_count": item["count"]},
@@ -141,9 +157,14 @@ class Announcer:
             "error_details": details,
             "correlation_id": self._row.correlation_id,
             "causation_id": self.stage_id(self._row.stage if self._row.stage in STAGE_EVENTS else "load"),
-            "metadata": self._metadata,
+            "metadata": self.metadata,
         }
         await self._log.append_events([MigrationFailedEvent(**fields)])
+
+    async def append_frame(self, frame: pl.DataFrame) -> None:
+        """Append the events of a frame (see `eventframes`)."""
+        for start in range(0, frame.height, BATCH):
+            await self._log.append_events(_as_events(frame.slice(start, BATCH)))
 
     async def append(self, events: Iterable[BaseEvent]) -> None:
         """Append any events, a thousand at a time."""
@@ -155,3 +176,11 @@ class Announcer:
                 batch = []
         if batch:
             await self._log.append_events(batch)
+
+
+def _as_events(frame: pl.DataFrame) -> list[BaseEvent]:
+    """The events of a frame one by one."""
+    return [
+        BaseEvent(**{**row, "data": decode(row["data"]), "metadata": decode(row["metadata"])})
+        for row in frame.iter_rows(named=True)
+    ]

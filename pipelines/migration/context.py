@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import polars as pl
 
 from pipelines.migration.announce import Announcer
 from pipelines.migration.chunks import Chunk, read_chunk, write_chunk
-from pipelines.migration.errors import MigrationError, StageOrderError
+from pipelines.migration.errors import MigrationError, StageOrderError, TargetError
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.masking import Masker
 from pipelines.migration.plan import Plan
@@ -82,7 +83,7 @@ class RunContext:
 
     def finish(self, stage: str, facts: dict[str, Any], *, at: datetime | None = None) -> StageOutcome:
         """Make a stage's outcome durable: from here on it is done."""
-        outcome = StageOutcome(stage, at or datetime.now(UTC), facts)
+        outcome = StageOutcome(stage, at or datetime.now(UTC), facts, self.row.attempt)
         self.manifest.outcomes[stage] = outcome
         self.manifest.save()
         with self.target.transaction() as transaction:
@@ -99,8 +100,8 @@ class RunContext:
         """Report progress, and renew the lease of the target when it is time."""
         if time.monotonic() - self._renewed > _RENEW_EVERY_S:
             self._renewed = time.monotonic()
-            with self.target.transaction() as transaction:
-                update_run(transaction.connection, self.migration_id)
+            with suppress(TargetError), self.target.transaction() as transaction:
+                update_run(transaction.connection, self.migration_id)  # a target that is gone tells it soon
         self.reporter.report(stage, entity, done, total)
 
     def staged(self, stage: str, name: str) -> list[Chunk]:

@@ -18,7 +18,7 @@ from pipelines.migration.announce import Announcer, EventLog
 from pipelines.migration.compile import compile_plan, tables_of
 from pipelines.migration.context import Reporter, RunContext
 from pipelines.migration.errors import MigrationError, StagedDataError, StageOrderError
-from pipelines.migration.load import refuse_filled_tables
+from pipelines.migration.load import refuse_filled_tables, tables_written
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.mapping import Mapping, load_mapping
 from pipelines.migration.masking import Masker
@@ -77,7 +77,12 @@ class Session:
             refuse_other_holder(transaction.connection, self.migration_id)
             refuse_filled_tables(transaction, plan)
             create_work_tables(transaction.connection)
-            insert_run(transaction.connection, self._new_row(mapping, started_at))
+            first_keys = {
+                table.name: transaction.highest_key(table)
+                for table in tables_written(plan)
+                if table.columns[table.key or ""].kind == "integer"
+            }
+            insert_run(transaction.connection, self._new_row(mapping, started_at, first_keys))
         manifest.save()
 
     def _take_up(self, target: Target) -> None:
@@ -127,7 +132,7 @@ class Session:
             plan=self._plan(mapping, manifest, row.started_at),
             target=target,
             manifest=manifest,
-            announcer=Announcer(self.store, row, self.metadata),
+            announcer=Announcer(self.store, row, self.metadata, manifest.outcomes),
             masker=Masker(self.secret, self.migration_id),
             reporter=self.reporter,
         )
@@ -139,7 +144,8 @@ class Session:
         if row is None:
             yield None
             return
-        yield Announcer(self.store, row, self.metadata)
+        manifest = Manifest.load(self.folder)
+        yield Announcer(self.store, row, self.metadata, manifest.outcomes if manifest else None)
         await asyncio.to_thread(self._let_go)
 
     def _running(self) -> RunRow | None:
@@ -154,9 +160,16 @@ class Session:
         with self._target() as target, target.transaction() as transaction:
             update_run(transaction.connection, self.migration_id, holds=False, status="failed")
 
-    def _new_row(self, mapping: Mapping, started_at: datetime) -> RunRow:
+    def _new_row(self, mapping: Mapping, started_at: datetime, first_keys: dict[str, int]) -> RunRow:
         row = RunRow(
-            self.migration_id, mapping.sha256, "running", "start", started_at, UUID(int=0), self.metadata
+            migration_id=self.migration_id,
+            mapping_sha256=mapping.sha256,
+            status="running",
+            stage="start",
+            started_at=started_at,
+            correlation_id=UUID(int=0),
+            metadata=self.metadata,
+            first_keys=first_keys,
         )
         return replace(row, correlation_id=Announcer(self.store, row, {}).event_id("correlation"))
 

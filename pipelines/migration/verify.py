@@ -20,7 +20,7 @@ from pipelines.migration.plan import EntityPlan, Plan
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Table
 from pipelines.migration.target import TargetTransaction
-from pipelines.migration.worktables import idmap, undo
+from pipelines.migration.worktables import id_map, written_to
 
 _FIRST = 100
 _PAGE = 10_000
@@ -97,11 +97,11 @@ def _written(plan: Plan, table: Table) -> list[str]:
 
 
 def _expected(run: RunContext, transaction: TargetTransaction, table: Table) -> pl.DataFrame:
-    statement = sa.select(undo.c.target_key, undo.c.row_hash).where(
-        undo.c.migration_id == run.migration_id, undo.c.table_name == table.name, undo.c.state == "applied"
-    )
-    rows = [tuple(row) for row in transaction.connection.execute(statement)]
-    return pl.DataFrame(rows, schema={"key": pl.String, "row_hash": pl.String}, orient="row")
+    frames = [
+        frame.filter(pl.col("row_hash").is_not_null()).select(pl.col("target_key").alias("key"), "row_hash")
+        for frame in written_to(transaction.connection, run.migration_id, table.name)
+    ]
+    return pl.concat([pl.DataFrame(schema={"key": pl.String, "row_hash": pl.String}), *frames])
 
 
 def _account(run: RunContext, transaction: TargetTransaction, entity: EntityPlan) -> dict[str, Any]:
@@ -109,10 +109,10 @@ def _account(run: RunContext, transaction: TargetTransaction, entity: EntityPlan
     filtered = run.manifest.counts("transform")[entity.name]["filtered"]
     quarantined = run.manifest.counts("validate")[entity.name]["quarantined"]
     source = run.manifest.counts("extract")[entity.name]["in"]
-    mapped = sa.select(sa.func.count()).where(
-        idmap.c.migration_id == run.migration_id, idmap.c.entity == entity.name
+    in_map = sum(
+        frame.height
+        for frame in id_map(transaction.connection, run.migration_id, entity.name, entity.target.name)
     )
-    in_map = int(transaction.connection.scalar(mapped) or 0)
     in_target = transaction.count(entity.target)
     return {
         "source": source,

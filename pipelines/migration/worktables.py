@@ -88,12 +88,18 @@ chunks = sa.Table(
     sa.Column("row_count", sa.Integer, nullable=False),
     sa.Column("child_count", sa.Integer, nullable=False),
     sa.Column("counts", sa.JSON, nullable=False),
+    sa.Column("touched", sa.JSON, nullable=False),
     sa.Column("loaded_at", _Moment, nullable=False),
     sa.Column("events_appended", sa.Boolean, nullable=False),
     sa.Column("undone_by", sa.Integer, nullable=False),
+    sa.Column("undone_since", sa.Integer, nullable=False),
     sa.Column("undone_at", _Moment),
+    sa.Column("undone", sa.JSON),
     sa.Column("undo_announced", sa.Integer, nullable=False),
 )
+"""`counts` says what became of the records, `touched` how many rows of each table changed, `undone` what
+the rollback numbered `undone_by` put back of them; `undone_since` is the first that touched the chunk."""
+
 written = sa.Table(
     "mig_written",
     _metadata,
@@ -233,7 +239,10 @@ def save_written(
     packed.write_ipc(buffer, compression="lz4")
     connection.execute(
         sa.insert(written).values(
-            migration_id=migration_id, entity=entity, number=number, table_name=table,
+            migration_id=migration_id,
+            entity=entity,
+            number=number,
+            table_name=table,
             content=buffer.getvalue(),
         )
     )
