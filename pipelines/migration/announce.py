@@ -12,6 +12,9 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+import polars as pl
+
+from eventsourcing.canonical import decode
 from eventsourcing.catalogue import (
     DataExtractedEvent,
     DataImportedEvent,
@@ -74,10 +77,20 @@ class EventLog(Protocol):
 class Announcer:
     """Makes and appends the events of one run."""
 
-    def __init__(self, log: EventLog, row: RunRow, metadata: Mapping[str, Any], *, attempt: int = 1) -> None:
-        self._log, self._row, self._attempt = log, row, attempt
+    def __init__(
+        self,
+        log: EventLog,
+        row: RunRow,
+        metadata: Mapping[str, Any],
+        outcomes: Mapping[str, StageOutcome] | None = None,
+        *,
+        retry: int = 1,
+    ) -> None:
+        """`retry` is the number of the attempt (`attempts.py`): 1 is the run itself."""
+        self._log, self._row, self._retry = log, row, retry
+        self._outcomes = {} if outcomes is None else outcomes
         current = {key: value for key, value in metadata.items() if key in RESERVED_METADATA}
-        self._metadata = {**row.metadata, **current}
+        self.metadata = {**row.metadata, **current}
 
     def event_id(self, *parts: str) -> UUID:
         """The id that these parts have in this run, always."""
@@ -90,10 +103,20 @@ class Announcer:
     @property
     def stream(self) -> str:
         """The stream of the stages' events: the migration's own, or that of its n-th attempt."""
-        return self._row.migration_id + (f":attempt-{self._attempt}" if self._attempt > 1 else "")
+        return self._row.migration_id + (f":attempt-{self._retry}" if self._retry > 1 else "")
+
+    def retry_parts(self) -> tuple[str, ...]:
+        """What tells the ids of an attempt's events from those of the run itself."""
+        return (f"retry-{self._retry}",) if self._retry > 1 else ()
 
     def _stage_parts(self, stage: str) -> tuple[str, ...]:
-        return ("stage", stage) if self._attempt == 1 else ("stage", stage, str(self._attempt))
+        return ("stage", stage, *self.retry_parts(), *self.attempt_of(stage))
+
+    def attempt_of(self, stage: str) -> tuple[str, ...]:
+        """What tells the ids of a stage's events from those of the stage as it was before a rollback."""
+        done = self._outcomes.get(stage)
+        attempt = done.attempt if done is not None else self._row.attempt
+        return (f"attempt-{attempt}",) if attempt else ()
 
     def envelope(self, *parts: str, cause: UUID | None, at: datetime) -> dict[str, Any]:
         """The fields that every event of the run has."""
@@ -101,7 +124,7 @@ class Announcer:
             "event_id": self.event_id(*parts),
             "correlation_id": self._row.correlation_id,
             "causation_id": cause,
-            "metadata": self._metadata,
+            "metadata": self.metadata,
             "timestamp": at,
         }
 
@@ -114,18 +137,14 @@ class Announcer:
         cls, stage = STAGE_EVENTS[outcome.stage], outcome.stage
         stream = self.stream + (":schema" if stage == "schema" else "")
         cause = self.stage_id(_CAUSES[stage]) if stage in _CAUSES else None
-        if cause is None and self._attempt > 1:
-            cause = self.event_id("stage", "complete")
+        facts = outcome.facts
+        if self._retry > 1:
+            facts = {**facts, "migration_id": self._row.migration_id, "attempt": self._retry}
+            cause = cause or self.event_id("stage", "complete")
         return cls(
             aggregate_id=stream,
-            data={**outcome.facts, **self._belonging()},
+            data=facts,
             **self.envelope(*self._stage_parts(stage), cause=cause, at=outcome.at),
-        )
-
-    def _belonging(self) -> dict[str, Any]:
-        """What says that an attempt's event is one of the migration's."""
-        return (
-            {} if self._attempt == 1 else {"migration_id": self._row.migration_id, "attempt": self._attempt}
         )
 
     def conversions(self, outcome: StageOutcome) -> Iterator[BaseEvent]:
@@ -137,7 +156,7 @@ class Announcer:
         for item in outcome.facts["transformation_stats"]["conversions"]:
             formats = {key: item[key] for key in ("source_format", "target_format")}
             stream = f"{self.stream}:{item['kind']}"
-            parts = (stream, *formats.values())
+            parts = (stream, *formats.values(), *self.attempt_of("transform"))
             yield classes[item["kind"]](
                 aggregate_id=stream,
                 data={**formats, f"{_COUNTED[item['kind']]}_count": item["count"]},
@@ -155,15 +174,20 @@ class Announcer:
             "error": type(error).__name__,
             "resumable": bool(getattr(error, "resumable", getattr(error, "retryable", True))),
         }
-        fields = {
+        fields: dict[str, Any] = {
             "aggregate_id": self.stream,
             "error_message": str(error) if ours else type(error).__name__,
             "error_details": details,
             "correlation_id": self._row.correlation_id,
             "causation_id": self.stage_id(self._row.stage if self._row.stage in STAGE_EVENTS else "load"),
-            "metadata": self._metadata,
+            "metadata": self.metadata,
         }
         await self._log.append_events([MigrationFailedEvent(**fields)])
+
+    async def append_frame(self, frame: pl.DataFrame) -> None:
+        """Append the events of a frame (see `eventframes`)."""
+        for start in range(0, frame.height, BATCH):
+            await self._log.append_events(_as_events(frame.slice(start, BATCH)))
 
     async def append(self, events: Iterable[BaseEvent]) -> None:
         """Append any events, a thousand at a time."""
@@ -175,3 +199,11 @@ class Announcer:
                 batch = []
         if batch:
             await self._log.append_events(batch)
+
+
+def _as_events(frame: pl.DataFrame) -> list[BaseEvent]:
+    """The events of a frame one by one."""
+    return [
+        BaseEvent(**{**row, "data": decode(row["data"]), "metadata": decode(row["metadata"])})
+        for row in frame.iter_rows(named=True)
+    ]

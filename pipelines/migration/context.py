@@ -5,17 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
-import sqlalchemy as sa
 
 from pipelines.migration.announce import Announcer
 from pipelines.migration.chunks import Chunk, read_chunk, write_chunk
-from pipelines.migration.errors import MigrationError, RunStoppedError, StageOrderError
+from pipelines.migration.errors import MigrationError, RunStoppedError, StageOrderError, TargetError
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.masking import Masker
 from pipelines.migration.plan import Plan
@@ -95,7 +95,7 @@ class RunContext:
 
     def finish(self, stage: str, facts: dict[str, Any], *, at: datetime | None = None) -> StageOutcome:
         """Make a stage's outcome durable: from here on it is done."""
-        outcome = StageOutcome(stage, at or datetime.now(UTC), facts)
+        outcome = StageOutcome(stage, at or datetime.now(UTC), facts, self.row.attempt)
         self.manifest.outcomes[stage] = outcome
         self.manifest.save()
         with self.target.transaction() as transaction:
@@ -116,8 +116,8 @@ class RunContext:
         self.refuse_when_stopped()
         if time.monotonic() - self._renewed > _RENEW_EVERY_S:
             self._renewed = time.monotonic()
-            with self.target.transaction() as transaction:
-                update_run(transaction.connection, self.migration_id)
+            with suppress(TargetError), self.target.transaction() as transaction:
+                update_run(transaction.connection, self.migration_id)  # a target that is gone tells it soon
         self.reporter.report(stage, entity, done, total)
 
     def refuse_when_stopped(self) -> None:
@@ -135,14 +135,12 @@ class RunContext:
         """The manifests of all attempts up to this one."""
         return (*self.earlier, self.manifest)
 
-    def first_key(self, table: Table) -> int:
-        """The first key above all that the table holds; for stages that hand out keys."""
-        assert table.key is not None
+    def keys_given(self, table: Table) -> int:
+        """How many keys above the run's first one earlier attempts gave to the rows of a table, or more."""
+        if self.attempt == 1 or table.columns[table.key or ""].kind != "integer":
+            return 0
         with self.target.transaction() as transaction:
-            highest: sa.Select[Any] = sa.select(sa.func.max(sa.column(table.key))).select_from(
-                sa.table(table.name)
-            )
-            return int(transaction.connection.scalar(highest) or 0) + 1
+            return max(transaction.highest_key(table) - self.row.first_keys.get(table.name, 0), 0)
 
     def staged(self, stage: str, name: str) -> list[Chunk]:
         """The files that a stage staged for an entity, in order.

@@ -123,5 +123,5 @@ def _children(
     is_number = entity.target.columns[entity.target_key].kind == "integer"
     keys = [int(key) if is_number else key for key in page["_record"]]
     names = sorted({*child.table.columns})
-    found = transaction.read_where(child.table, names, column=child.parent, values=keys)
+    found = transaction.rows(child.table, names, of=child.parent, among=keys)
     return found.with_columns(pl.col(child.parent).cast(pl.String).alias("_record"))

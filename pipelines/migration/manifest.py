@@ -27,11 +27,12 @@ _STATS = {
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage found and did, and when it ended."""
+    """What a stage found and did, when it ended, and after how many rollbacks to a stage before it."""
 
     stage: str
     at: datetime
     facts: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 0
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Manifest:
             fields = json.loads(path.read_bytes())
             sources, targets = (_tables(fields[side]) for side in ("source_tables", "target_tables"))
             outcomes = {
-                stage: StageOutcome(stage, datetime.fromisoformat(item["at"]), item["facts"])
+                stage: StageOutcome(stage, datetime.fromisoformat(item["at"]), item["facts"], item["attempt"])
                 for stage, item in fields["outcomes"].items()
             }
             staged = {
@@ -75,7 +76,11 @@ class Manifest:
             "source_tables": {name: table.to_json() for name, table in self.source_tables.items()},
             "target_tables": {name: table.to_json() for name, table in self.target_tables.items()},
             "outcomes": {
-                stage: {"at": outcome.at.isoformat(), "facts": outcome.facts}
+                stage: {
+                    "at": outcome.at.isoformat(),
+                    "facts": outcome.facts,
+                    "attempt": outcome.attempt,
+                }
                 for stage, outcome in self.outcomes.items()
             },
             "staged": {

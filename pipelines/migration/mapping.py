@@ -56,10 +56,22 @@ def _child_transform(name: str) -> str:
     return check_child_transform(name)
 
 
-def _only_fail(policy: str) -> str:
-    if policy != "fail":
-        raise ValueError("this version knows only 'fail': the target's tables must be empty")
-    return policy
+Policy = Literal["fail", "skip", "update", "rename"]
+"""What becomes of a record that the target holds already, by its natural key.
+
+`fail`: the target's tables must be empty. `skip`: it is left as it is. `update`: its mapped columns and
+its children become what the source says. `rename`: the record is inserted under the first free name.
+"""
+
+
+def _template(text: str) -> str:
+    try:
+        text.format(kind="", key="", entity="", target="")
+    except (LookupError, ValueError):
+        raise ValueError("may name {kind}, {key}, {entity} and {target}, and nothing else") from None
+    if text.count("{key}") != 1 or "{kind}" not in text or not text.isprintable() or len(text) > 100:
+        raise ValueError("must name {kind} and, once, {key}, in at most 100 printable characters")
+    return text
 
 
 Names = Annotated[list[str], BeforeValidator(_listed)]
@@ -120,6 +132,9 @@ class EntityMapping(_Part):
 
     `where` is an SQL condition over source columns; rows that do not meet it are counted as filtered.
     `ignore` lists the source columns that are left behind: each column is mapped or ignored.
+    `on_conflict` stands in place of the whole mapping's. `stream` names a
+    record's stream: `{kind}` is the event's aggregate type and `{key}` the record's key in the target;
+    with several targets in one store it names `{target}`, the target's database, as well.
     """
 
     source: str = Field(alias="from")
@@ -129,6 +144,8 @@ class EntityMapping(_Part):
     depends_on: list[str] = []
     where: str | None = None
     emit: str | None = None
+    stream: Annotated[str, AfterValidator(_template)] = "{kind}-{key}"
+    on_conflict: Policy | None = None
     fields: dict[str, FieldMapping] = Field(min_length=1)
     children: dict[str, ChildMapping] = {}
     ignore: list[str] = []
@@ -163,7 +180,7 @@ class Mapping(_Part):
     params: dict[str, Any] = {}
     thresholds: Thresholds = Thresholds()
     chunk: Chunking = Chunking()
-    on_conflict: Annotated[str, AfterValidator(_only_fail)] = "fail"
+    on_conflict: Policy = "fail"
     entities: dict[str, EntityMapping] = Field(min_length=1)
 
     _document: LocatedYaml = PrivateAttr()

@@ -8,6 +8,7 @@ record, and the samples are its records, their secrets masked.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,12 +24,12 @@ from pipelines.migration.extract import extract
 from pipelines.migration.load import refuse_filled_tables
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.plan import EntityPlan
-from pipelines.migration.records import masked_rows
 from pipelines.migration.schemacheck import check_schema
 from pipelines.migration.source import Source
 from pipelines.migration.transform import transform
 from pipelines.migration.validate import refuse_excess, validate
-from pipelines.migration.worktables import RunRow, refuse_other_holder
+from pipelines.migration.worktables import OUTCOMES, RunRow, refuse_other_holder
+from pipelines.migration.writing import foresee
 
 SAMPLES = 3
 """How many records of each entity are shown."""
@@ -73,7 +74,7 @@ def preview(run: PreviewRun, source: Source) -> dict[str, Any]:
         transform(run)
         judged = validate(run)
         facts["blockers"] += _said_by(refuse_excess, run, judged)
-        facts["entities"] = {name: _counts(run, name) for name in run.plan.entities}
+        facts["entities"] = {name: _counts(run, entity) for name, entity in run.plan.entities.items()}
         facts["quarantine"] = judged.facts["validation_errors"]
         facts["samples"] = {name: _samples(run, entity) for name, entity in run.plan.entities.items()}
     return {"ok": not facts["blockers"], **facts}
@@ -82,7 +83,9 @@ def preview(run: PreviewRun, source: Source) -> dict[str, Any]:
 def preview_run(folder: Path, run: dict[str, Any], *, mapping_sha256: str) -> PreviewRun:
     """The context of a preview; its files go below `folder`, which is the caller's to remove."""
     manifest = Manifest(folder, run.pop("source_tables"), run.pop("target_tables"))
-    row = RunRow("preview", mapping_sha256, "running", "start", run.pop("now"), UUID(int=0), {})
+    row = RunRow(
+        "preview", mapping_sha256, "running", "start", run.pop("now"), UUID(int=0), {}, run.pop("first_keys")
+    )
     log = run.pop("store")
     return PreviewRun(row=row, manifest=manifest, announcer=Announcer(log, row, {}), **run)
 
@@ -96,8 +99,7 @@ def preview_folder(below: Path) -> tempfile.TemporaryDirectory[str]:
 def _target_blockers(run: PreviewRun) -> list[str]:
     with run.target.transaction() as transaction:
         found = _said_by(refuse_other_holder, transaction.connection, run.migration_id)
-        if run.plan.mapping.on_conflict == "fail":
-            found += _said_by(refuse_filled_tables, transaction, run.plan)
+        found += _said_by(refuse_filled_tables, transaction, run.plan)
     return found
 
 
@@ -110,16 +112,26 @@ def _said_by(check: Any, *given: Any) -> list[str]:
     return []
 
 
-def _counts(run: PreviewRun, entity: str) -> dict[str, int]:
-    counts = {stage: run.manifest.counts(stage)[entity] for stage in ("extract", "transform", "validate")}
+def _counts(run: PreviewRun, entity: EntityPlan) -> dict[str, int]:
+    counts = {
+        stage: run.manifest.counts(stage)[entity.name] for stage in ("extract", "transform", "validate")
+    }
+    settled: Counter[str] = Counter()
+    for place, chunk in enumerate(run.staged("valid", entity.name)):
+        frame = run.read(chunk)
+        if not frame["_existing"].any():
+            settled["inserted"] += frame.height
+            continue
+        families = {
+            name: run.read(run.staged("valid", f"{entity.name}.{name}")[place]) for name in entity.children
+        }
+        with run.target.transaction() as transaction:
+            settled.update(foresee(transaction, entity, frame, families).to_list())
     return {
         "in": counts["extract"]["in"],
-        "insert": counts["validate"]["out"],
-        "update": 0,
-        "unchanged": 0,
-        "skip": 0,
-        "quarantine": sum(count["quarantined"] for count in counts.values()),
-        "filter": sum(count["filtered"] for count in counts.values()),
+        **{outcome: settled[outcome] for outcome in OUTCOMES},
+        "quarantined": sum(count["quarantined"] for count in counts.values()),
+        "filtered": sum(count["filtered"] for count in counts.values()),
     }
 
 
@@ -130,7 +142,7 @@ def _samples(run: PreviewRun, entity: EntityPlan) -> list[dict[str, Any]]:
         return []
     frame = run.read(chunks[0]).head(SAMPLES)
     secret = frozenset(name for name, field in entity.fields.items() if field.secret)
-    targets = masked_rows(run, frame, "t:", secret)
+    targets = _masked(run, frame, secret)
     place = run.staged("valid", entity.name).index(chunks[0])
     families = {
         name: run.read(run.staged("valid", f"{entity.name}.{name}")[place]) for name in entity.children
@@ -145,3 +157,10 @@ def _samples(run: PreviewRun, entity: EntityPlan) -> list[dict[str, Any]]:
         }
         for key, record, target in keyed
     ]
+
+
+def _masked(run: PreviewRun, frame: pl.DataFrame, secret: frozenset[str]) -> list[dict[str, Any]]:
+    """The target's values of records, the secret ones masked."""
+    picked = frame.select(pl.col(name).alias(name[2:]) for name in frame.columns if name.startswith("t:"))
+    masked = [run.masker.mask_all(picked[name]) for name in picked.columns if name in secret]
+    return picked.with_columns(masked).to_dicts()

@@ -80,6 +80,7 @@ def _quarantined(
         **fields,
         "quarantined_at": at,
     }
-    parts = [EventType.RECORD_QUARANTINED, stream] + ([str(run.attempt)] if run.attempt > 1 else [])
+    told = (*run.announcer.attempt_of("validate"), *run.announcer.retry_parts())
+    parts = (EventType.RECORD_QUARANTINED, *told, stream)
     envelope = run.announcer.envelope(*parts, cause=run.announcer.stage_id(cause), at=at)
     return RecordQuarantinedEvent(aggregate_id=stream, data=data, **envelope)

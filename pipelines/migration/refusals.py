@@ -72,7 +72,7 @@ def keep_refusals(
 ) -> None:
     """Store the refusals of a chunk, in the transaction of its rows."""
     if refused:
-        fixed = {"migration_id": migration_id, "entity": entity, "chunk": chunk}
+        fixed = {"migration_id": migration_id, "entity": entity, "number": chunk}
         connection.execute(
             sa.insert(quarantine),
             [
@@ -96,6 +96,6 @@ def kept_refusals(
         quarantine.c.migration_id == migration_id, quarantine.c.entity == entity
     )
     if chunk is not None:
-        statement = statement.where(quarantine.c.chunk == chunk)
+        statement = statement.where(quarantine.c.number == chunk)
     rows = connection.execute(statement.order_by(quarantine.c.source_key))
-    return [Refusal(row.source_key, row.rule, row.column_name, row.message, chunk=row.chunk) for row in rows]
+    return [Refusal(row.source_key, row.rule, row.column_name, row.message, chunk=row.number) for row in rows]

@@ -227,14 +227,19 @@ class Migration:
             if announcer is not None:
                 await announcer.failed(error)
 
-    async def rollback(self, reason: str) -> StageOutcome:
-        """Undo what the run wrote, or go on undoing it; facts say deleted, conflicts, residual_diff.
+    async def rollback(
+        self, reason: str, *, to_stage: str | None = None, force: bool = False
+    ) -> StageOutcome:
+        """Undo what the run wrote, or go on undoing it; facts say deleted, restored, conflicts and
+        residual_diff, the records left behind.
 
-        Records that others changed since are left alone and reported. Raises MigrationError when there
-        is nothing to undo any more.
+        Records that others changed since are left alone and reported, unless `force`. With `to_stage`
+        (start, schema, extract, transform, validate) the run can go on after that stage, when nothing
+        was left behind. Raises MigrationError when there is nothing to undo any more, StagedDataError
+        when the stage's files are gone.
         """
         async with self._open(undoing=True) as run:
-            return await rollback(run, reason=reason)
+            return await rollback(run, reason=reason, to_stage=to_stage, force=force)
 
     def _source_if_there(self) -> Source | None:
         try:

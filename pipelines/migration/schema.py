@@ -52,6 +52,7 @@ class Column:
     bounds: tuple[int, int] | None = None
     values: tuple[str, ...] | None = None
     folds_case: bool = False
+    is_computed: bool = False
 
     @property
     def dtype(self) -> pl.DataType:
@@ -141,6 +142,7 @@ def _column(item: Any) -> Column:
         bounds=_bounds(item["type"]),
         values=tuple(item["type"].enums) if isinstance(item["type"], sat.Enum) else None,
         folds_case=isinstance(item["type"], pg.CITEXT),
+        is_computed=bool(item.get("computed")),
     )
 
 

@@ -19,14 +19,14 @@ from pipelines.migration.attempts import current_folder, earlier_manifests, next
 from pipelines.migration.compile import compile_plan, tables_of
 from pipelines.migration.context import Reporter, RunContext
 from pipelines.migration.errors import MigrationError, StagedDataError, StageOrderError
-from pipelines.migration.load import refuse_filled_tables
+from pipelines.migration.load import refuse_filled_tables, tables_written
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.mapping import Mapping, load_mapping
 from pipelines.migration.masking import Masker
 from pipelines.migration.plan import Plan
 from pipelines.migration.preview import preview, preview_folder, preview_run
 from pipelines.migration.source import open_source
-from pipelines.migration.target import Target, open_target
+from pipelines.migration.target import Target, TargetTransaction, open_target
 from pipelines.migration.worktables import (
     RunRow,
     create_work_tables,
@@ -115,7 +115,8 @@ class Session:
             refuse_other_holder(transaction.connection, self.migration_id)
             refuse_filled_tables(transaction, plan)
             create_work_tables(transaction.connection)
-            insert_run(transaction.connection, self._new_row(mapping, started_at))
+            first_keys = _first_keys(transaction, plan)
+            insert_run(transaction.connection, self._new_row(mapping, started_at, first_keys))
         manifest.save()
 
     def _take_up(self, target: Target) -> None:
@@ -131,10 +132,14 @@ class Session:
         with self._target() as target, preview_folder(self.folder.parent) as folder:
             sources, targets = tables_of(mapping)
             here, there = source.tables(sources), target.tables(targets)
+            plan = compile_plan(mapping, here, there, now)
+            with target.transaction() as transaction:
+                first_keys = _first_keys(transaction, plan)
             given = {
                 "source_tables": here,
                 "target_tables": there,
-                "plan": compile_plan(mapping, here, there, now),
+                "first_keys": first_keys,
+                "plan": plan,
                 "target": target,
                 "store": self.store,
                 "masker": Masker(self.secret, self.migration_id),
@@ -188,7 +193,7 @@ class Session:
             plan=self._plan(mapping, manifest, row.started_at),
             target=target,
             manifest=manifest,
-            announcer=Announcer(self.store, row, self.metadata, attempt=len(earlier) + 1),
+            announcer=Announcer(self.store, row, self.metadata, manifest.outcomes, retry=len(earlier) + 1),
             masker=Masker(self.secret, self.migration_id),
             reporter=self.reporter,
             attempt=len(earlier) + 1,
@@ -202,7 +207,8 @@ class Session:
         if row is None:
             yield None
             return
-        yield Announcer(self.store, row, self.metadata, attempt=len(earlier_manifests(self.folder)) + 1)
+        manifest, retry = Manifest.load(self.current), len(earlier_manifests(self.folder)) + 1
+        yield Announcer(self.store, row, self.metadata, manifest.outcomes if manifest else None, retry=retry)
         await asyncio.to_thread(self._let_go)
 
     def pause(self) -> None:
@@ -224,9 +230,16 @@ class Session:
         with self._target() as target, target.transaction() as transaction:
             update_run(transaction.connection, self.migration_id, holds=False, status="failed")
 
-    def _new_row(self, mapping: Mapping, started_at: datetime) -> RunRow:
+    def _new_row(self, mapping: Mapping, started_at: datetime, first_keys: dict[str, int]) -> RunRow:
         row = RunRow(
-            self.migration_id, mapping.sha256, "running", "start", started_at, UUID(int=0), self.metadata
+            migration_id=self.migration_id,
+            mapping_sha256=mapping.sha256,
+            status="running",
+            stage="start",
+            started_at=started_at,
+            correlation_id=UUID(int=0),
+            metadata=self.metadata,
+            first_keys=first_keys,
         )
         return replace(row, correlation_id=Announcer(self.store, row, {}).event_id("correlation"))
 
@@ -269,6 +282,15 @@ class Session:
             yield target
         finally:
             target.close()
+
+
+def _first_keys(transaction: TargetTransaction, plan: Plan) -> dict[str, int]:
+    """The highest key of each table that is written and whose key is a number."""
+    return {
+        table.name: transaction.highest_key(table)
+        for table in tables_written(plan)
+        if table.columns[table.key or ""].kind == "integer"
+    }
 
 
 def _refuse_unfit(row: RunRow, mapping: Mapping, *, undoing: bool = False) -> None:

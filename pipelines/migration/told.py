@@ -21,8 +21,9 @@ from pipelines.migration.buckets import Compared, compare
 from pipelines.migration.chunks import Chunk
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import StagedDataError
+from pipelines.migration.eventframes import streams_of
 from pipelines.migration.plan import ChildPlan, EntityPlan
-from pipelines.migration.records import masked_values, rolled_back_class, stream_of
+from pipelines.migration.records import rolled_back_class
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Column, Table
 from pipelines.migration.target import TargetTransaction
@@ -51,7 +52,7 @@ class Told:
         if cls is None:
             return None
         query = EventQuery(
-            aggregate_id=stream_of(cls.declared_aggregate, record),
+            aggregate_id=streams_of(run, entity, cls.declared_aggregate, pl.Series([record]))[0],
             event_types=(cls.declared_type,),
             correlation_id=run.row.correlation_id,
         )
@@ -84,7 +85,7 @@ def compare_told(
             lambda child=child: _found_rows(run, transaction, entity, child),  # type: ignore[misc] # bound now
             first=100,
         )
-        if run.plan.mapping.on_conflict != "fail":
+        if entity.policy != "fail":
             found.counts["extra"], found.rows = 0, [row for row in found.rows if row[0] != "extra"]
         result[table] = found
     return result
@@ -181,7 +182,7 @@ def _found_rows(
 def _seen(run: RunContext, table: Table, columns: list[Column], page: pl.DataFrame) -> pl.DataFrame:
     """The target's values as events would tell them: the secret ones masked."""
     masked = [
-        masked_values(run.masker, page[column.name])
+        run.masker.mask_all(page[column.name])
         for column in columns
         if column is not table.columns[column.name]
     ]
@@ -226,7 +227,7 @@ def _rows_of(
     columns = _columns(run, entity, child)
     names = sorted({column.name for column in columns} | {owner, table.key})
     key = record if table.columns[owner].kind != "integer" else int(record)
-    page = transaction.read_where(table, names, column=owner, values=[key])
+    page = transaction.rows(table, names, of=owner, among=[key])
     return page[table.key].cast(pl.String).to_list(), _seen(run, table, columns, page)
 
 

@@ -1,7 +1,9 @@
 """Transform: the extracted rows in the target's form, vectorised; what could not be made is marked.
 
-The new key of a record is the one its field gives, else its number in key order, so it never depends
-on the target's sequence. Rows that the mapping's `where` leaves out are counted as filtered.
+The new key of a record is the one its field gives, else its number in key order above the highest key
+that the target held, so it never depends on the target's sequence; a record that the target holds
+already keeps the key that it has there (see `matching`). Rows that the mapping's `where` leaves out are
+counted as filtered.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import polars as pl
 from pipelines.migration.chunks import remove_stage
 from pipelines.migration.context import RunContext, check_accounting
 from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.matching import match_existing
 from pipelines.migration.plan import ChildPlan, EntityPlan, FieldPlan
 from pipelines.migration.transforms import Conversion
 
@@ -60,12 +63,14 @@ def _declared(run: RunContext) -> Conversions:
 def _transform_entity(run: RunContext, entity: EntityPlan, conversions: Conversions) -> dict[str, int]:
     chunks = run.staged("extract", entity.name)
     total, done, kept = sum(chunk.rows for chunk in chunks), 0, 0
-    first = 1 if entity.target_key in entity.fields else run.first_key(entity.target)
+    first = run.row.first_keys.get(entity.target.name, 0) + run.keys_given(entity.target)
     for name in (entity.name, *(f"{entity.name}.{child}" for child in entity.children)):
         run.manifest.staged["transform"][name] = []
     for chunk in chunks:
         source = _wanted(run.read(chunk), entity)
-        frame = transform_frame(source, entity, first_record=first + kept)
+        frame = transform_frame(source, entity, first_record=first + kept + 1)
+        with run.target.transaction() as transaction:
+            frame = match_existing(transaction, entity, frame)
         _count_conversions(source, entity, conversions)
         run.write("transform", entity.name, chunk.number, frame)
         for child in entity.children.values():

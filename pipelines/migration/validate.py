@@ -97,7 +97,8 @@ class _Judgement:
         compared = sorted({name for unique in self.entity.unique for name in unique.columns})
         for place, chunk in enumerate(self.chunks):
             frame = self._with_references(self.run.read(chunk))
-            violations = _long_form(frame, [*self._row_checks(frame), *self._reference_checks()])
+            checks = [*self._row_checks(frame), *self._reference_checks(), *self._own_checks()]
+            violations = _long_form(frame, checks)
             violations = pl.concat([violations, *self._child_violations(place, frame)])
             self.found.append(violations)
             good = frame.join(violations.select("_key"), on="_key", how="anti")
@@ -108,7 +109,7 @@ class _Judgement:
     def stage_valid(self) -> dict[str, int]:
         """Write the valid records, their children and the quarantine of each chunk."""
         run, name, keys = self.run, self.entity.name, self._loaded_before()
-        children = {child: run.first_key(plan.table) for child, plan in self.entity.children.items()}
+        children = {name: run.keys_given(child.table) + 1 for name, child in self.entity.children.items()}
         for stage, names in (("valid", [name, *(f"{name}.{c}" for c in children)]), ("quarantine", [name])):
             run.manifest.staged[stage] |= {item: [] for item in names}
         total, done, quarantined = sum(chunk.rows for chunk in self.chunks), 0, 0
@@ -211,6 +212,14 @@ class _Judgement:
                 yield "validate", Check("reference", name, message, missing & ~known)
                 message = f"refers to a record of {spec.ref} that is in quarantine"
                 yield "validate", Check("parent", name, message, missing & known)
+
+    def _own_checks(self) -> Iterator[tuple[str, Check]]:
+        """What a retry would match with a record that the run itself loaded is no record to update."""
+        if loaded := self._loaded_before():
+            own = pl.col("_record").is_in(pl.concat(loaded)["_record"].implode())
+            name = self.entity.mapping.natural_key
+            message = "is taken by another record of this run"
+            yield "validate", Check("unique", name, message, pl.col("_existing") & own)
 
     def _child_violations(self, place: int, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """What the target's columns say against a record's children counts against the record."""

@@ -119,7 +119,7 @@ def _compare(
     """The rows of a table as they were meant, against the rows as they are."""
     table, names = item.table, [*item.columns]
     columns = [table.columns[name] for name in names]
-    total, alone = transaction.count(table), run.plan.mapping.on_conflict == "fail"
+    total, alone = transaction.count(table), item.entity.policy == "fail"
     assert table.key is not None
 
     def expected() -> Iterator[pl.DataFrame]:
@@ -188,7 +188,7 @@ def _know_records(run: RunContext, transaction: TargetTransaction, differences: 
 def _parents(transaction: TargetTransaction, table: Table, column: str, keys: list[str]) -> dict[str, str]:
     """The parents of children that the run did not write."""
     assert table.key is not None
-    rows = transaction.read_where(table, [table.key, column], column=table.key, values=_keys(table, keys))
+    rows = transaction.rows(table, [table.key, column], of=table.key, among=_keys(table, keys))
     return {str(key): str(parent) for key, parent in rows.iter_rows()}
 
 
@@ -211,7 +211,7 @@ def _account(run: RunContext, transaction: TargetTransaction, entity: EntityPlan
     source = run.attempts[0].counts("extract")[entity.name]["in"]
     frames = id_map(transaction.connection, run.migration_id, entity.name, entity.target.name)
     mapped, in_target = sum(frame.height for frame in frames), transaction.count(entity.target)
-    here = in_target if run.plan.mapping.on_conflict == "fail" else mapped
+    here = in_target if entity.policy == "fail" else mapped
     return {
         "source": source,
         "filtered": filtered,

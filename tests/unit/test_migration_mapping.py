@@ -110,8 +110,8 @@ def test_the_file_has_a_json_schema() -> None:
         ("emit: USER_MIGRATED", "depends_on: [people]", "mapping:3: entities.people: depends on itself"),
         (
             "version: 1",
-            "version: 1\non_conflict: update",
-            "mapping:2: on_conflict: this version knows only 'fail'",
+            "version: 1\non_conflict: upsert",
+            "mapping:2: on_conflict: input should be 'fail', 'skip', 'update' or 'rename'",
         ),
         ("rules: [required]", "secret: true", "names a secret field"),
         ("{from: name, transform: [lower]", "{transform: [lower]", "has no 'from'"),
