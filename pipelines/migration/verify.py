@@ -66,10 +66,10 @@ def verify(run: RunContext, source: Source | None, told: Told) -> StageOutcome:
     Without a source nothing is derived anew, and the facts say so. After a rollback: whether what the
     run had written is gone.
     """
-    run.require("verify", needs="load")
     if run.row.status in ("rolling_back", "rolled_back"):
         with run.target.transaction() as transaction:
-            return StageOutcome("verify", run.manifest.outcomes["load"].at, _undone(run, transaction))
+            return run.keep("undone", _undone(run, transaction))
+    run.require("verify", needs="load")
     findings = _Findings()
     with run.target.transaction() as transaction:
         tables = {item.table.name: _compare(run, transaction, item, findings) for item in _written(run.plan)}
@@ -92,7 +92,7 @@ def verify(run: RunContext, source: Source | None, told: Told) -> StageOutcome:
     ok = not findings.differences and not any(facts["orphans"].values())
     ok = ok and all(item["balanced"] for item in facts["accounting"].values())
     ok = ok and all(item["ok"] for item in facts["sequences"].values())
-    return run.finish("verify", {"ok": ok, **facts, "differences": findings.differences[: 4 * FIRST]})
+    return run.keep("verify", {"ok": ok, **facts, "differences": findings.differences[: 4 * FIRST]})
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _written(plan: Plan) -> Iterator[Writes]:
 
 def _compare(
     run: RunContext, transaction: TargetTransaction, item: Writes, findings: _Findings
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """The rows of a table as they were meant, against the rows as they are."""
     table, names = item.table, [*item.columns]
     columns = [table.columns[name] for name in names]
@@ -143,7 +143,8 @@ def _compare(
         compared.counts["extra"] = 0
         compared.rows = [row for row in compared.rows if row[0] != "extra"]
     findings.add("rows", item.entity.name, table.name, compared)
-    return {"matched": compared.matched, **compared.counts, "others": others}
+    unequal = compared.unequal if alone or any(compared.counts.values()) else []
+    return {"matched": compared.matched, **compared.counts, "others": others, "unequal": unequal}
 
 
 def pages(transaction: TargetTransaction, table: Table, names: list[str]) -> Iterator[pl.DataFrame]:
@@ -161,7 +162,7 @@ def pages(transaction: TargetTransaction, table: Table, names: list[str]) -> Ite
 
 def _counts(compared: dict[str, Compared]) -> dict[str, Any]:
     return {
-        part: {"matched": item.matched, **item.counts, "unequal_buckets": item.unequal_buckets}
+        part: {"matched": item.matched, **item.counts, "unequal": item.unequal}
         for part, item in compared.items()
     }
 
