@@ -85,7 +85,38 @@ def _entities(facts: Facts) -> str:
         for name, e in facts["entities"].items()
     ]
     table = _table(["entity", "in", *_KINDS, "adds up"], rows, numbers=range(1, 8))
-    return f'<p class="legend">{legend}</p>{plots.stacked(facts["entities"], _KINDS)}{table}'
+    return f'<p class="legend">{legend}</p>{entity_plot(facts)}{table}'
+
+
+def entity_plot(facts: Facts, *, standalone: bool = False) -> str:
+    """What became of the records of each entity, as SVG."""
+    return _picture(plots.stacked(facts["entities"], _KINDS), standalone=standalone)
+
+
+def time_plot(facts: Facts, *, standalone: bool = False) -> str:
+    """How long each stage took, as SVG; nothing while none is done."""
+    many = len(facts["attempts"]) > 1
+    shown = [
+        (f"{one['stage']} ({one['attempt']})" if many else one["stage"], one["seconds"])
+        for one in facts["stages"]
+        if one["stage"] != "start"
+    ]
+    return _picture(plots.timeline(shown), standalone=standalone) if shown else ""
+
+
+def quarantine_plot(facts: Facts, *, standalone: bool = False) -> str:
+    """How many records each rule set aside, as SVG; nothing when none did."""
+    groups = sorted(facts["quarantine"], key=lambda item: -int(item["count"]))
+    shown = [(f"{g['entity']}.{g['column']} {g['rule']}", g["count"], _n(g["count"])) for g in groups]
+    return _picture(plots.bars(shown, "k-quarantined"), standalone=standalone) if shown else ""
+
+
+def _picture(svg: str, *, standalone: bool) -> str:
+    """The plot as it is, or with its colours in itself, for where the page's styles are not."""
+    if not standalone:
+        return svg
+    family = "svg{font:13px system-ui,sans-serif}"
+    return svg.replace(">", f"><style>{_style()}{family}</style>", 1)
 
 
 def _verification(facts: Facts) -> str:
@@ -174,7 +205,6 @@ def _quarantine(facts: Facts) -> str:
     groups = sorted(facts["quarantine"], key=lambda item: -int(item["count"]))
     if not groups:
         return '<p class="note">No record was set aside.</p>'
-    shown = [(f"{g['entity']}.{g['column']} {g['rule']}", g["count"], _n(g["count"])) for g in groups]
     rows = [
         [
             g["entity"],
@@ -188,17 +218,11 @@ def _quarantine(facts: Facts) -> str:
         for g in groups
     ]
     heads = ["entity", "stage", "rule", "column", "what is wrong", "records", "source keys"]
-    return plots.bars(shown, "k-quarantined") + _table(heads, rows, numbers=(5,))
+    return quarantine_plot(facts) + _table(heads, rows, numbers=(5,))
 
 
 def _times(facts: Facts) -> str:
-    many = len(facts["attempts"]) > 1
-    shown = [
-        (f"{one['stage']} ({one['attempt']})" if many else one["stage"], one["seconds"])
-        for one in facts["stages"]
-        if one["stage"] != "start"
-    ]
-    return plots.timeline(shown) if shown else '<p class="note">No stage is done yet.</p>'
+    return time_plot(facts) or '<p class="note">No stage is done yet.</p>'
 
 
 def _particulars(facts: Facts) -> str:

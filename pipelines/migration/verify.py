@@ -67,8 +67,9 @@ def verify(run: RunContext, source: Source | None, told: Told) -> StageOutcome:
     run had written is gone.
     """
     if run.row.status in ("rolling_back", "rolled_back"):
-        with run.target.transaction() as transaction:
-            return run.keep("undone", _undone(run, transaction))
+        left = standing_rows(run)
+        ok = not any(item["standing"] for item in left["tables"].values())
+        return run.keep("undone", {"ok": ok, **left, "differences": []})
     run.require("verify", needs="load")
     findings = _Findings()
     with run.target.transaction() as transaction:
@@ -261,23 +262,24 @@ def _sequences(plan: Plan, transaction: TargetTransaction) -> dict[str, dict[str
     return found
 
 
-def _undone(run: RunContext, transaction: TargetTransaction) -> dict[str, Any]:
-    """After a rollback: the rows that the run wrote and that still stand as it left them."""
+def standing_rows(run: RunContext) -> dict[str, Any]:
+    """For each table: the rows that the run wrote, those that still stand as it left them, and all rows."""
     tables: dict[str, dict[str, int]] = {}
-    for item in _written(run.plan):
-        standing = inserted = 0
-        for frame in written_to(transaction.connection, run.migration_id, item.table.name):
-            mine = frame.filter(pl.col("op").is_in(["insert", "update"]) & pl.col("after_hash").is_not_null())
-            now = transaction.after_hashes(item.table, _keys(item.table, mine["target_key"]))
-            hashes = zip(mine["target_key"], mine["after_hash"], strict=True)
-            standing += sum(now.get(key) == after for key, after in hashes)
-            inserted += mine.height
-        tables[item.table.name] = {
-            "written": inserted,
-            "standing": standing,
-            "rows": transaction.count(item.table),
-        }
-    return {"ok": not any(item["standing"] for item in tables.values()), "tables": tables, "differences": []}
+    with run.target.transaction() as transaction:
+        for item in _written(run.plan):
+            standing = wrote = 0
+            for frame in written_to(transaction.connection, run.migration_id, item.table.name):
+                mine = frame.filter(pl.col("op").is_in(["insert", "update"]))
+                now = transaction.after_hashes(item.table, _keys(item.table, mine["target_key"]))
+                hashes = zip(mine["target_key"], mine["after_hash"], strict=True)
+                standing += sum(now.get(key) == after for key, after in hashes)
+                wrote += mine.height
+            tables[item.table.name] = {
+                "written": wrote,
+                "standing": standing,
+                "rows": transaction.count(item.table),
+            }
+    return {"tables": tables}
 
 
 def _keys(table: Table, keys: Iterable[str]) -> list[Any]:
