@@ -37,10 +37,7 @@ def _totals(run: RunContext, entity: str) -> dict[str, int]:
     }
     totals = {
         "in": stages["extract"]["in"],
-        "inserted": stages["load"]["out"],
-        "updated": 0,
-        "unchanged": 0,
-        "skipped": 0,
+        **{k: stages["load"][k] for k in ("inserted", "updated", "unchanged", "skipped")},
         "quarantined": sum(count["quarantined"] for count in stages.values()),
         "filtered": sum(count["filtered"] for count in stages.values()),
     }
