@@ -5,6 +5,8 @@ from pipelines.migration.context import Progress
 from pipelines.migration.errors import (
     MappingError,
     MigrationError,
+    RecordRefusedError,
+    RunStoppedError,
     SchemaIncompatibleError,
     SourceError,
     StagedDataError,
@@ -32,6 +34,8 @@ __all__ = [
     "Migration",
     "MigrationError",
     "Progress",
+    "RecordRefusedError",
+    "RunStoppedError",
     "SchemaIncompatibleError",
     "Settings",
     "SourceError",

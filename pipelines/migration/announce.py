@@ -7,7 +7,7 @@ and appending it again changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -35,6 +35,7 @@ from eventsourcing.events import (
     TypedEvent,
     deterministic_event_id,
 )
+from eventsourcing.query import EventQuery
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.worktables import RunRow
 
@@ -66,6 +67,9 @@ _COUNTED = {"uuid": "transformation", "datetime": "conversion"}
 class EventLog(Protocol):
     """What the engine needs of an event store."""
 
+    def read(self, query: EventQuery) -> AsyncIterator[RecordedEvent]:
+        """The stored events that match, in order; the verification folds them."""
+
     async def append_events(self, events: Sequence[BaseEvent]) -> list[RecordedEvent]:
         """Store all events or none; one whose event_id is stored comes back as stored."""
 
@@ -79,8 +83,11 @@ class Announcer:
         row: RunRow,
         metadata: Mapping[str, Any],
         outcomes: Mapping[str, StageOutcome] | None = None,
+        *,
+        retry: int = 1,
     ) -> None:
-        self._log, self._row = log, row
+        """`retry` is the number of the attempt (`attempts.py`): 1 is the run itself."""
+        self._log, self._row, self._retry = log, row, retry
         self._outcomes = {} if outcomes is None else outcomes
         current = {key: value for key, value in metadata.items() if key in RESERVED_METADATA}
         self.metadata = {**row.metadata, **current}
@@ -91,7 +98,19 @@ class Announcer:
 
     def stage_id(self, stage: str) -> UUID:
         """The id of a stage's event."""
-        return self.event_id("stage", stage, *self.attempt_of(stage))
+        return self.event_id(*self._stage_parts(stage))
+
+    @property
+    def stream(self) -> str:
+        """The stream of the stages' events: the migration's own, or that of its n-th attempt."""
+        return self._row.migration_id + (f":attempt-{self._retry}" if self._retry > 1 else "")
+
+    def retry_parts(self) -> tuple[str, ...]:
+        """What tells the ids of an attempt's events from those of the run itself."""
+        return (f"retry-{self._retry}",) if self._retry > 1 else ()
+
+    def _stage_parts(self, stage: str) -> tuple[str, ...]:
+        return ("stage", stage, *self.retry_parts(), *self.attempt_of(stage))
 
     def attempt_of(self, stage: str) -> tuple[str, ...]:
         """What tells the ids of a stage's events from those of the stage as it was before a rollback."""
@@ -116,12 +135,16 @@ class Announcer:
     def stage_event(self, outcome: StageOutcome) -> TypedEvent:
         """The event of a stage, in the stream of the migration; the schema check has its own."""
         cls, stage = STAGE_EVENTS[outcome.stage], outcome.stage
-        stream = self._row.migration_id + (":schema" if stage == "schema" else "")
+        stream = self.stream + (":schema" if stage == "schema" else "")
         cause = self.stage_id(_CAUSES[stage]) if stage in _CAUSES else None
+        facts = outcome.facts
+        if self._retry > 1:
+            facts = {**facts, "migration_id": self._row.migration_id, "attempt": self._retry}
+            cause = cause or self.event_id("stage", "complete")
         return cls(
             aggregate_id=stream,
-            data=outcome.facts,
-            **self.envelope("stage", stage, *self.attempt_of(stage), cause=cause, at=outcome.at),
+            data=facts,
+            **self.envelope(*self._stage_parts(stage), cause=cause, at=outcome.at),
         )
 
     def conversions(self, outcome: StageOutcome) -> Iterator[BaseEvent]:
@@ -132,7 +155,7 @@ class Announcer:
         }
         for item in outcome.facts["transformation_stats"]["conversions"]:
             formats = {key: item[key] for key in ("source_format", "target_format")}
-            stream = f"{self._row.migration_id}:{item['kind']}"
+            stream = f"{self.stream}:{item['kind']}"
             parts = (stream, *formats.values(), *self.attempt_of("transform"))
             yield classes[item["kind"]](
                 aggregate_id=stream,
@@ -151,8 +174,8 @@ class Announcer:
             "error": type(error).__name__,
             "resumable": bool(getattr(error, "resumable", getattr(error, "retryable", True))),
         }
-        fields = {
-            "migration_id": self._row.migration_id,
+        fields: dict[str, Any] = {
+            "aggregate_id": self.stream,
             "error_message": str(error) if ours else type(error).__name__,
             "error_details": details,
             "correlation_id": self._row.correlation_id,

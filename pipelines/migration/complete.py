@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import MigrationError, VerificationError
 from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.worktables import OUTCOMES
 
 
 def complete(run: RunContext) -> StageOutcome:
@@ -19,7 +20,7 @@ def complete(run: RunContext) -> StageOutcome:
         )
         raise VerificationError(f"the target differs from what was migrated in {count} rows", stage="verify")
     entities = {name: _totals(run, name) for name in run.plan.entities}
-    keys = ("in", "inserted", "quarantined", "filtered")
+    keys = ("in", *OUTCOMES, "quarantined", "filtered")
     statistics: dict[str, Any] = {
         "entities": entities,
         "total": {key: sum(item[key] for item in entities.values()) for key in keys},
@@ -31,15 +32,18 @@ def complete(run: RunContext) -> StageOutcome:
 
 
 def _totals(run: RunContext, entity: str) -> dict[str, int]:
-    """Rows in = inserted + updated + unchanged + skipped + quarantined + filtered (guarantee G9)."""
-    stages = {
-        stage: run.manifest.counts(stage)[entity] for stage in ("extract", "transform", "validate", "load")
-    }
+    """Rows in = inserted + updated + unchanged + skipped + quarantined + filtered (guarantee G9).
+
+    What an attempt took in is what the one before had left in quarantine, so only the last one's counts.
+    """
+    stages = ("extract", "transform", "validate", "load")
+    counts = [{stage: attempt.counts(stage)[entity] for stage in stages} for attempt in run.attempts]
+    loaded = [count["load"] for count in counts]
     totals = {
-        "in": stages["extract"]["in"],
-        **{k: stages["load"][k] for k in ("inserted", "updated", "unchanged", "skipped")},
-        "quarantined": sum(count["quarantined"] for count in stages.values()),
-        "filtered": sum(count["filtered"] for count in stages.values()),
+        "in": counts[0]["extract"]["in"],
+        **{outcome: sum(load.get(outcome, 0) for load in loaded) for outcome in OUTCOMES},
+        "quarantined": sum(count["quarantined"] for count in counts[-1].values()),
+        "filtered": sum(count["filtered"] for attempt in counts for count in attempt.values()),
     }
     if 2 * totals["in"] != sum(totals.values()):
         raise MigrationError(f"the accounting of {entity} does not add up: {totals}", stage="complete")

@@ -23,10 +23,13 @@ from pipelines.migration.errors import MigrationError, TargetNotEmptyError
 from pipelines.migration.eventframes import migrated_frame
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.plan import EntityPlan, Plan
+from pipelines.migration.refusals import Refusal, keep_refusals, kept_refusals, write_or_halve
 from pipelines.migration.schema import Table
 from pipelines.migration.target import TargetTransaction
+from pipelines.migration.validate import refusals_allowed
 from pipelines.migration.worktables import (
     OUTCOMES,
+    WRITTEN,
     any_chunk_loaded,
     chunks,
     loaded_chunks,
@@ -45,6 +48,17 @@ class _Staged:
     chunk: Chunk
     frame: pl.DataFrame
     children: dict[str, pl.DataFrame]
+
+    def of(self, frame: pl.DataFrame) -> _Staged:
+        """Some of its records, with their children."""
+        records = frame["_record"].implode()
+        kept = {name: made.filter(pl.col("_record").is_in(records)) for name, made in self.children.items()}
+        return _Staged(self.chunk, frame, kept)
+
+    def without(self, refused: Sequence[Refusal]) -> _Staged:
+        """The records that the target took, with their children."""
+        keys = pl.Series([item.source_key for item in refused], dtype=pl.String)
+        return self.of(self.frame.filter(~pl.col("_key").is_in(keys.implode()))) if refused else self
 
 
 async def load(run: RunContext) -> StageOutcome:
@@ -108,11 +122,11 @@ async def _load_entity(run: RunContext, entity: EntityPlan) -> None:
     states = await asyncio.to_thread(_states, run, entity)
     announcing: asyncio.Task[None] | None = None
     try:
-        for chunk in staged:
+        for place, chunk in enumerate(staged):
             state = states.get(chunk.number)
             if state is None or not state.events_appended:
-                read = await asyncio.to_thread(_read, run, entity, chunk)
-                outcomes, at = await asyncio.to_thread(_write_chunk, run, entity, read)
+                read = await asyncio.to_thread(_read, run, entity, place, chunk)
+                read, outcomes, at = await asyncio.to_thread(_write_chunk, run, entity, read)
                 if announcing is not None:
                     await announcing
                 announcing = asyncio.create_task(_announce(run, entity, read, outcomes, at))
@@ -140,8 +154,8 @@ def _states(run: RunContext, entity: EntityPlan) -> dict[int, sa.Row[Any]]:
         return loaded_chunks(transaction.connection, run.migration_id, entity.name)
 
 
-def _read(run: RunContext, entity: EntityPlan, chunk: Chunk) -> _Staged:
-    families = {name: run.staged("valid", f"{entity.name}.{name}")[chunk.number] for name in entity.children}
+def _read(run: RunContext, entity: EntityPlan, place: int, chunk: Chunk) -> _Staged:
+    families = {name: run.staged("valid", f"{entity.name}.{name}")[place] for name in entity.children}
     return _Staged(chunk, run.read(chunk), {name: run.read(family) for name, family in families.items()})
 
 
@@ -150,34 +164,55 @@ def _mark_announced(run: RunContext, entity: EntityPlan, chunk: Chunk) -> None:
         mark_chunk(transaction.connection, run.migration_id, entity.name, chunk.number, events_appended=True)
 
 
-def _write_chunk(run: RunContext, entity: EntityPlan, staged: _Staged) -> tuple[pl.Series, datetime]:
-    """Write one chunk whole, unless it was loaded, also by another process meanwhile; what became of
-    each record, and when."""
+def _write_chunk(run: RunContext, entity: EntityPlan, staged: _Staged) -> tuple[_Staged, pl.Series, datetime]:
+    """Write one chunk whole, unless it was loaded, also by another process meanwhile: the records that
+    the target took, what became of each, and when."""
     number = staged.chunk.number
     with run.target.transaction() as transaction:
         transaction.lock()
-        there = loaded_chunks(transaction.connection, run.migration_id, entity.name).get(number)
+        connection = transaction.connection
+        there = loaded_chunks(connection, run.migration_id, entity.name).get(number)
         if there is not None:
-            kept = written_by(transaction.connection, run.migration_id, entity.name, number)
+            kept = written_by(connection, run.migration_id, entity.name, number)
+            taken = staged.without(kept_refusals(connection, run.migration_id, entity.name, number))
             loaded_at: datetime = there.loaded_at
-            return outcomes_of(entity, kept), loaded_at
-        refuse_unless_running(transaction.connection, run.migration_id)
-        made = {entity.target.name: write_records(transaction, entity, staged.frame)}
-        first_keys, parents = run.row.first_keys, made[entity.target.name]
-        for name, frame in staged.children.items():
-            child = entity.children[name]
-            first = first_keys.get(child.table.name, 0)
-            made[child.table.name] = write_children(transaction, child, frame, parents, first)
+            return taken, outcomes_of(entity, kept), loaded_at
+        refuse_unless_running(connection, run.migration_id)
+        made, refused = _write_rows(run, transaction, entity, staged)
+        keep_refusals(connection, run.migration_id, entity.name, number, refused)
         for table, frame in made.items():
-            save_written(
-                transaction.connection, run.migration_id, entity.name, number, table=table, frame=frame
-            )
-        outcomes = outcomes_of(entity, made)
+            save_written(connection, run.migration_id, entity.name, number, table=table, frame=frame)
+        taken, outcomes = staged.without(refused), outcomes_of(entity, made)
         touched = {
             table: frame.filter(pl.col("op").is_in(["insert", "update", "delete"])).height
             for table, frame in made.items()
         }
-        return outcomes, _insert_state(run, transaction, entity, staged, outcomes, touched)
+        return taken, outcomes, _insert_state(run, transaction, entity, taken, outcomes, touched)
+
+
+def _write_rows(
+    run: RunContext, transaction: TargetTransaction, entity: EntityPlan, staged: _Staged
+) -> tuple[dict[str, pl.DataFrame], list[Refusal]]:
+    """Write what the target takes: what was done to each table, and the records that it refused."""
+    parts: dict[str, list[pl.DataFrame]] = {}
+
+    def write(frame: pl.DataFrame) -> None:
+        part = staged.of(frame) if frame.height < staged.frame.height else staged
+        done = {entity.target.name: write_records(transaction, entity, part.frame)}
+        parents = done[entity.target.name]
+        for name, children in part.children.items():
+            child = entity.children[name]
+            first = run.row.first_keys.get(child.table.name, 0)
+            done[child.table.name] = write_children(transaction, child, children, parents, first)
+        transaction.check_deferred()
+        for table, rows in done.items():
+            parts.setdefault(table, []).append(rows)
+
+    allowed = refusals_allowed(run, entity.name)
+    refused = write_or_halve(staged.frame, write, transaction.savepoint, allowed=allowed)
+    nothing = pl.DataFrame(schema=WRITTEN)
+    made = {table.name: pl.concat([nothing, *parts.get(table.name, [])]) for table in tables_of(entity)}
+    return made, refused
 
 
 def _insert_state(
@@ -194,7 +229,7 @@ def _insert_state(
             migration_id=run.migration_id,
             entity=entity.name,
             number=staged.chunk.number,
-            row_count=staged.chunk.rows,
+            row_count=staged.frame.height,
             child_count=sum(frame.height for frame in staged.children.values()),
             counts={outcome: int((outcomes == outcome).sum()) for outcome in OUTCOMES},
             touched=touched,
@@ -209,15 +244,18 @@ def _insert_state(
 
 
 def _totals(run: RunContext) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
-    """The accounting of each entity, and the children made for its records."""
+    """The accounting of each entity in this attempt, and the children made for its records."""
     counts, children = {}, {}
     for name, entity in run.plan.entities.items():
-        states = _states(run, entity).values()
+        states = [state for number, state in _states(run, entity).items() if number >= run.first_chunk]
         total = sum(chunk.rows for chunk in run.staged("valid", name))
         settled = {outcome: sum(state.counts[outcome] for state in states) for outcome in OUTCOMES}
-        if total != sum(settled.values()):
+        with run.target.transaction() as transaction:
+            kept = kept_refusals(transaction.connection, run.migration_id, name)
+        refused = sum(item.chunk >= run.first_chunk for item in kept)
+        if total != sum(settled.values()) + refused:
             raise MigrationError(f"the accounting of {name} does not add up: {settled}", stage="load")
-        counts[name] = {"in": total, "out": total, "quarantined": 0, "filtered": 0, **settled}
+        counts[name] = {"in": total, "out": total - refused, "quarantined": refused, "filtered": 0, **settled}
         children[name] = {
             child: sum(chunk.rows for chunk in run.staged("valid", f"{name}.{child}"))
             for child in entity.children

@@ -44,6 +44,8 @@ class Manifest:
     target_tables: dict[str, Table]
     outcomes: dict[str, StageOutcome] = field(default_factory=dict)
     staged: dict[str, dict[str, list[Chunk]]] = field(default_factory=dict)
+    mapping_sha256: str = ""
+    """The mapping of an attempt; of the first one it stands in the run's row."""
 
     @classmethod
     def load(cls, folder: Path) -> Manifest | None:
@@ -64,12 +66,13 @@ class Manifest:
             }
         except (ValueError, KeyError, TypeError, OSError):
             raise StagedDataError("the manifest of the run cannot be read") from None
-        return cls(folder, sources, targets, outcomes, staged)
+        return cls(folder, sources, targets, outcomes, staged, fields.get("mapping_sha256", ""))
 
     def save(self) -> None:
         """Write the whole state in one step."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fields = {
+            "mapping_sha256": self.mapping_sha256,
             "source_tables": {name: table.to_json() for name, table in self.source_tables.items()},
             "target_tables": {name: table.to_json() for name, table in self.target_tables.items()},
             "outcomes": {

@@ -12,7 +12,7 @@ import psycopg2.sql as pgsql
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from pipelines.migration.errors import TargetError
+from pipelines.migration.errors import RecordRefusedError, TargetError
 from pipelines.migration.postgres_values import copied_out, copy_text, typed_frame
 from pipelines.migration.relational import RelationalTransaction, key_of, reflect_references
 from pipelines.migration.schema import Column, Table, reflect_tables
@@ -27,6 +27,17 @@ _LOCK_KEY = 0x65736D_6D6967  # "esmmig"
 _KEY_TYPES: dict[str, Any] = {"integer": sa.BigInteger(), "uuid": sa.Uuid(as_uuid=False)}
 _DENSE = 4
 """Up to how many keys of a range may belong to nobody who was asked for."""
+_REFUSALS = {
+    "23502": ("required", "is missing"),
+    "23503": ("reference", "refers to a row that is not there"),
+    "23505": ("unique", "occurs in the target already"),
+    "23": ("check", "breaks a constraint"),
+    "22001": ("max_length", "is too long"),
+    "22003": ("range", "is out of range"),
+    "22": ("type", "is not of the column's type"),
+    "P0": ("trigger", "a trigger refused it"),
+}
+"""SQLSTATE or its class -> the rule that a refused row broke, and the message."""
 
 
 class PostgresTarget:
@@ -67,6 +78,31 @@ class PostgresTransaction(RelationalTransaction):
 
     def lock(self) -> None:
         self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
+
+    def refused(self, error: BaseException) -> TargetError:
+        return _translated(error, None)
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        try:
+            with super().savepoint():
+                yield
+        except psycopg2.Error as error:  # of COPY, which SQLAlchemy does not see
+            raise _translated(error, None) from None
+
+    def check_deferred(self) -> None:
+        self._connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+
+    def next_key(self, table: Table) -> int | None:
+        sequence = self._connection.scalar(
+            sa.select(sa.func.pg_get_serial_sequence(self._quoted(table), table.key))
+        )
+        if sequence is None:
+            return None
+        drawn = self._connection.scalar(
+            sa.select(sa.func.pg_sequence_last_value(sa.cast(sequence, pg.REGCLASS)))
+        )
+        return 1 if drawn is None else int(drawn) + 1
 
     def among(self, kind: str, column: sa.ColumnElement[Any], values: Sequence[Any]) -> Any:
         of = pg.ARRAY(_KEY_TYPES.get(kind, sa.Text()))
@@ -186,6 +222,11 @@ def _translated(error: BaseException | None, database: str | None) -> TargetErro
         return TargetError(f"the target database {database!r} cannot be reached", resumable=True)
     diagnostics = getattr(error, "diag", None)
     names = {name: getattr(diagnostics, f"{name}_name", None) for name in ("table", "column", "constraint")}
+    refusal = _REFUSALS.get(state) or _REFUSALS.get(state[:2])
+    if refusal is not None:
+        rule, reason = refusal
+        what = f" ({names['constraint']})" if names["constraint"] else ""
+        return RecordRefusedError(rule, names["column"] or "", reason + what)
     where = ", ".join(f"{name} {value!r}" for name, value in names.items() if value)
     gone = state.startswith(("08", "57", "40", "53"))
     return TargetError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
 
+from pipelines.migration.errors import TargetError
 from pipelines.migration.schema import Column, Table, Unique, reflect_tables
 from pipelines.migration.target import Reference
 from pipelines.migration.worktables import WORK_TABLES
@@ -36,6 +38,23 @@ class RelationalTransaction(ABC):
     @abstractmethod
     def images(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
         """See TargetTransaction.images."""
+
+    @abstractmethod
+    def refused(self, error: BaseException, /) -> TargetError:
+        """What an error of the database means."""
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """See TargetTransaction.savepoint."""
+        try:
+            with self._connection.begin_nested():
+                yield
+        except sa.exc.DBAPIError as error:
+            raise self.refused(error.orig or error) from None
+
+    @abstractmethod
+    def check_deferred(self) -> None:
+        """See TargetTransaction.check_deferred."""
 
     def is_empty(self, table: Table) -> bool:
         """See TargetTransaction.is_empty."""

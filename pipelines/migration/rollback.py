@@ -75,6 +75,8 @@ def _refuse_stage(run: RunContext, to_stage: str | None) -> None:
     if to_stage not in STAGES:
         known = ", ".join(STAGES)
         raise MigrationError(f"{to_stage!r} is no stage to go back to; known are {known}", stage="rollback")
+    if run.attempt > 1:
+        raise MigrationError("a run that was retried is rolled back wholly", stage="rollback")
     if run.outcome(to_stage) is None:
         raise StagedDataError(f"the run did not come as far as {to_stage!r}, or its files are gone")
     if run.outcome("complete") is not None:

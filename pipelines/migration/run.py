@@ -7,7 +7,8 @@ ignores, and returns the outcome it had. After `kill -9`, `run()` under the same
 the first stage, or loaded chunk, that is not done.
 
     running ──> completed ──> rolling_back ──> rolled_back
-       └──> failed ──(start again)──> running
+       │            └──(retry of its quarantine)──> running
+       └──> failed, cancelled ──(start again)──> running
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ from pipelines.migration.announce import EventLog
 from pipelines.migration.chunks import remove_stage
 from pipelines.migration.complete import complete
 from pipelines.migration.context import Progress, Reporter, RunContext
-from pipelines.migration.errors import MigrationError
+from pipelines.migration.errors import MigrationError, RunStoppedError, SourceError
 from pipelines.migration.extract import extract
 from pipelines.migration.load import load
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.mapping import Mapping
-from pipelines.migration.records import quarantined_events
+from pipelines.migration.quarantine import quarantined_events, refused_events, released_events
 from pipelines.migration.rollback import rollback
 from pipelines.migration.schemacheck import check_schema, refuse_blockers
 from pipelines.migration.session import Session
-from pipelines.migration.source import open_source
+from pipelines.migration.source import Source, open_source
+from pipelines.migration.told import Told
 from pipelines.migration.transform import transform
 from pipelines.migration.validate import refuse_excess, validate
 from pipelines.migration.verify import verify
@@ -76,11 +78,18 @@ class Migration:
             reporter=Reporter(on_progress),
         )
 
+    async def preview(self) -> dict[str, Any]:
+        """Find out what a run would do, and write nothing anywhere: counts, samples, blockers, warnings.
+
+        Raises MappingError, SourceError and TargetError as `start` does.
+        """
+        return await asyncio.to_thread(self._session.preview)
+
     async def run(self) -> StageOutcome:
         """Do all stages, or those that are left, and return the outcome of the last.
 
         A MigrationError is announced by `fail` and raised; whatever else stops it is a crash, which
-        announces nothing and leaves the run to be resumed.
+        announces nothing and leaves the run to be resumed. So does `stop`: RunStoppedError.
         """
         try:
             await self.start()
@@ -91,9 +100,29 @@ class Migration:
             await self.load()
             await self.verify()
             return await self.complete()
+        except RunStoppedError:
+            await self.pause()
+            raise
         except MigrationError as error:
             await self.fail(error)
             raise
+
+    def stop(self) -> None:
+        """Ask the run to stop at its next chunk, from any thread; it raises RunStoppedError there."""
+        self._session.reporter.stop.set()
+
+    async def pause(self) -> None:
+        """Let go of the target after a stop; nothing is announced, for nothing happened to any record."""
+        await asyncio.to_thread(self._session.pause)
+
+    async def retry(self) -> StageOutcome:
+        """Run what is in quarantine again, under the next attempt and the mapping as it is now.
+
+        The run must be completed; a retry that was interrupted goes on, here or by `run`. Raises
+        MigrationError when nothing is in quarantine, and whatever `run` raises.
+        """
+        await asyncio.to_thread(self._session.prepare_retry)
+        return await self.run()
 
     async def start(self) -> StageOutcome:
         """Check everything that can be checked without writing, take hold of the target, and begin.
@@ -159,14 +188,18 @@ class Migration:
     async def load(self) -> StageOutcome:
         """Write the valid records and their events, chunk by chunk. Raises TargetError, resumable or not."""
         async with self._stage("load", load) as (run, outcome):
+            for entity in run.plan.entities.values():
+                for events in (refused_events, released_events):
+                    told = await asyncio.to_thread(lambda: [*events(run, entity, outcome.at)])  # noqa: B023 - awaited at once
+                    await run.announcer.append(told)
             await run.announcer.stage(outcome)
             return outcome
 
     async def verify(self) -> StageOutcome:
         """Compare the target with what was migrated, anew each time; differences are facts, not errors."""
-        async with self._open() as run:
-            run.require("verify", needs="load")
-            return await asyncio.to_thread(verify, run)
+        async with self._open(undoing=True) as run:
+            told = Told(self._session.store, asyncio.get_running_loop())
+            return await asyncio.to_thread(verify, run, self._source_if_there(), told)
 
     async def complete(self) -> StageOutcome:
         """End the run well and remove its staged files.
@@ -207,6 +240,12 @@ class Migration:
         """
         async with self._open(undoing=True) as run:
             return await rollback(run, reason=reason, to_stage=to_stage, force=force)
+
+    def _source_if_there(self) -> Source | None:
+        try:
+            return open_source(self._session.source_url)
+        except SourceError:
+            return None
 
     @asynccontextmanager
     async def _stage(self, name: str, work: Work) -> AsyncIterator[tuple[RunContext, StageOutcome]]:

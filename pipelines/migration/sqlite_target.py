@@ -15,7 +15,7 @@ from urllib.parse import quote
 import polars as pl
 import sqlalchemy as sa
 
-from pipelines.migration.errors import TargetError
+from pipelines.migration.errors import RecordRefusedError, TargetError
 from pipelines.migration.relational import RelationalTransaction, reflect_references
 from pipelines.migration.schema import Column, Table, reflect_tables
 from pipelines.migration.sqlite_values import frame_of, stored_rows, text_or_bytes
@@ -82,6 +82,9 @@ class SqliteTarget:
 
     def _translated(self, error: BaseException) -> TargetError:
         """By SQLite's own name of the error: its text may quote names only, but no value either way."""
+        refusal = refusal_of(error)
+        if refusal is not None:
+            return refusal
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         busy = name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_FULL"))
         return TargetError(f"the target {self._path.name!r} refused a statement: {name}", resumable=busy)
@@ -91,6 +94,26 @@ class SqliteTransaction(RelationalTransaction):
     """One open transaction."""
 
     _is_locked = False
+
+    def refused(self, error: BaseException) -> TargetError:
+        name = getattr(error, "sqlite_errorname", type(error).__name__)
+        return refusal_of(error) or TargetError(f"the target refused a statement: {name}")
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        try:
+            with super().savepoint():
+                yield
+        except sqlite3.Error as error:  # of executemany, which SQLAlchemy does not see
+            raise self.refused(error) from None
+
+    def check_deferred(self) -> None:
+        """Nothing: SQLite judges deferred keys at the commit only, and then refuses the whole chunk."""
+
+    def next_key(self, table: Table) -> int | None:
+        """None: SQLite goes on above the highest key by itself."""
+        del table
+        return None
 
     def lock(self) -> None:
         if not self._is_locked:
@@ -156,6 +179,29 @@ class SqliteTransaction(RelationalTransaction):
         text = str(statement.compile(dialect=self._connection.dialect))
         driver: Any = self._connection.connection.dbapi_connection
         driver.executemany(text, rows)
+
+
+_REFUSALS = {
+    "SQLITE_CONSTRAINT_NOTNULL": ("required", "is missing"),
+    "SQLITE_CONSTRAINT_FOREIGNKEY": ("reference", "refers to a row that is not there"),
+    "SQLITE_CONSTRAINT_UNIQUE": ("unique", "occurs in the target already"),
+    "SQLITE_CONSTRAINT_PRIMARYKEY": ("unique", "occurs in the target already"),
+    "SQLITE_CONSTRAINT_TRIGGER": ("trigger", "a trigger refused it"),
+    "SQLITE_CONSTRAINT_DATATYPE": ("type", "is not of the column's type"),
+    "SQLITE_CONSTRAINT": ("check", "breaks a constraint"),
+    "SQLITE_MISMATCH": ("type", "is not of the column's type"),
+    "SQLITE_TOOBIG": ("max_length", "is too long"),
+}
+"""SQLite's name of an error, or its beginning -> the rule that a refused row broke, and the message."""
+
+
+def refusal_of(error: BaseException) -> RecordRefusedError | None:
+    """The refusal that an error is, or None."""
+    name = getattr(error, "sqlite_errorname", "")
+    for known, (rule, reason) in _REFUSALS.items():
+        if name.startswith(known):
+            return RecordRefusedError(rule, "", reason)
+    return None
 
 
 def _stored(table: Table) -> list[str]:

@@ -37,6 +37,18 @@ class TargetTransaction(Protocol):
     def lock(self) -> None:
         """Wait until no other run of ours writes to this database; held to the end. Called first."""
 
+    def savepoint(self) -> AbstractContextManager[None]:
+        """Undo only what is done inside when it raises; the transaction goes on.
+
+        Raises RecordRefusedError when the target refuses a row for what is in it.
+        """
+
+    def check_deferred(self) -> None:
+        """Let constraints that wait for the end of the transaction speak now, inside a savepoint."""
+
+    def next_key(self, table: Table) -> int | None:
+        """The key that the target would give next; None when no sequence gives it."""
+
     def is_empty(self, table: Table) -> bool:
         """Whether the table holds no row."""
 

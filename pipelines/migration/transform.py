@@ -63,7 +63,7 @@ def _declared(run: RunContext) -> Conversions:
 def _transform_entity(run: RunContext, entity: EntityPlan, conversions: Conversions) -> dict[str, int]:
     chunks = run.staged("extract", entity.name)
     total, done, kept = sum(chunk.rows for chunk in chunks), 0, 0
-    first = run.row.first_keys.get(entity.target.name, 0)
+    first = run.row.first_keys.get(entity.target.name, 0) + run.keys_given(entity.target)
     for name in (entity.name, *(f"{entity.name}.{child}" for child in entity.children)):
         run.manifest.staged["transform"][name] = []
     for chunk in chunks:

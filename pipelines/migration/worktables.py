@@ -123,6 +123,19 @@ left = sa.Table(
 """Records that a rollback did not take back: `conflict` (left as it is), `gone` (others deleted all of
 it), or `undone` by a later rollback."""
 
+quarantine = sa.Table(
+    "mig_quarantine",
+    _metadata,
+    sa.Column("migration_id", sa.String(255), primary_key=True),
+    sa.Column("entity", sa.String(128), primary_key=True),
+    sa.Column("source_key", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("rule", sa.String(32), nullable=False),
+    sa.Column("column_name", sa.String(128), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+)
+"""The records of a chunk that the target itself refused (`refusals.py`)."""
+
 WORK_TABLES = frozenset(_metadata.tables)
 
 
@@ -226,7 +239,7 @@ def mark_chunk(
 
 def forget_chunks(connection: sa.Connection, migration_id: str) -> None:
     """Forget what the run wrote, when all of it was taken back and it is to be loaded anew."""
-    for table in (chunks, written, left):
+    for table in (chunks, written, left, quarantine):
         connection.execute(sa.delete(table).where(table.c.migration_id == migration_id))
 
 

@@ -20,9 +20,7 @@ _OUTCOME = {"insert": "inserted", "update": "updated", "unchanged": "unchanged",
 def write_records(transaction: TargetTransaction, entity: EntityPlan, frame: pl.DataFrame) -> pl.DataFrame:
     """Insert new records; skip, update or leave those that are there. A row that was matched and is
     gone since is inserted."""
-    values = [pl.col(f"t:{name}").alias(name) for name in entity.fields if name != entity.target_key]
-    rows = frame.select(pl.col("_record").alias(entity.target_key), *values)
-    table = entity.target
+    rows, table = _rows_of(entity, frame), entity.target
     hashes = _hashes(table, rows)
     keys = rows[entity.target_key].cast(pl.String)
     ops, before = _decided(transaction, entity, rows, keys, hashes, frame["_existing"])
@@ -123,6 +121,34 @@ def outcomes_of(entity: EntityPlan, written: dict[str, pl.DataFrame]) -> pl.Seri
         touched = pl.col("record_key").is_in(pl.concat(changed).unique().implode())
         outcome = pl.when((pl.col("op") == "unchanged") & touched).then(pl.lit("updated")).otherwise(outcome)
     return records.select(outcome.alias("_outcome")).to_series()
+
+
+def foresee(
+    transaction: TargetTransaction, entity: EntityPlan, frame: pl.DataFrame, children: dict[str, pl.DataFrame]
+) -> pl.Series:
+    """What would become of each record if it were written now, found out by reading alone."""
+    rows = _rows_of(entity, frame)
+    keys = rows[entity.target_key].cast(pl.String)
+    ops, _ = _decided(transaction, entity, rows, keys, _hashes(entity.target, rows), frame["_existing"])
+    made = {entity.target.name: pl.DataFrame([keys.alias("record_key"), ops.alias("op")])}
+    there = keys.filter(ops.is_in(["update", "unchanged"]))
+    for name, family in children.items():
+        child = entity.children[name]
+        values = [pl.col(column).alias(column[2:]) for column in family.columns if column.startswith("t:")]
+        new = family.select(
+            pl.lit(0).alias(child.table.key or ""), pl.col("_record").alias(child.parent), *values
+        )
+        new = new.filter(new[child.parent].cast(pl.String).is_in(there.implode()))
+        old = _children_of(transaction, child, new.columns, frame["_record"].dtype, there)
+        parents = pl.concat([side[child.parent].cast(pl.String) for side in (old, new)]).unique()
+        changed = parents.filter(~parents.is_in(_same_families(child, old, new).implode()))
+        made[child.table.name] = changed.to_frame("record_key").with_columns(pl.lit("insert").alias("op"))
+    return outcomes_of(entity, made)
+
+
+def _rows_of(entity: EntityPlan, frame: pl.DataFrame) -> pl.DataFrame:
+    values = [pl.col(f"t:{name}").alias(name) for name in entity.fields if name != entity.target_key]
+    return frame.select(pl.col("_record").alias(entity.target_key), *values)
 
 
 def _children_of(

@@ -57,8 +57,8 @@ entities:
 """
 SOURCE = """
 CREATE TABLE users (id INTEGER PRIMARY KEY, username VARCHAR(64), email VARCHAR(255),
-    password_hash VARCHAR(128), is_active BOOLEAN, created_at DATETIME, expires_at DATETIME, used_bytes BIGINT, external_id VARCHAR(32),
-    note VARCHAR(500));
+    password_hash VARCHAR(128), is_active BOOLEAN, created_at DATETIME, expires_at DATETIME,
+    used_bytes BIGINT, external_id VARCHAR(32), note VARCHAR(500));
 """
 TARGET = """
 CREATE TABLE accounts (id bigint PRIMARY KEY, username varchar(64) NOT NULL UNIQUE, email varchar(255),

@@ -179,7 +179,7 @@ async def test_update_changes_what_differs_and_rollback_restores_it(filled: Lab)
         actions = {e.aggregate_id: e.data["action"] for e in await all_events(store) if is_undone(e)}
     assert undone.facts["residual_diff"] == 0
     assert everything(filled) == before
-    restored, deleted = ("user-10", "user-13"), ("user-16", "user-19")
+    restored, deleted = ("user-10", "user-11", "user-13"), ("user-16", "user-19")
     assert actions == dict.fromkeys(restored, "restored") | dict.fromkeys(deleted, "deleted")
 
 

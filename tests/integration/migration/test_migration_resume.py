@@ -6,13 +6,14 @@ import asyncio
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from eventsourcing import EventStore, EventStoreConfig
 from eventsourcing.events import BaseEvent, RecordedEvent
+from eventsourcing.query import EventQuery
 from pipelines.migration import Progress
 from tests.integration.migration.lab import Finished, Lab, all_events, comparable_events
 
@@ -37,6 +38,9 @@ class CrashingLog:
         if self._left == 0:
             raise CrashError
         return stored
+
+    def read(self, query: EventQuery) -> AsyncIterator[RecordedEvent]:
+        return self._store.read(query)
 
 
 def undisturbed(finished: Finished) -> tuple[dict[str, str], list[object]]:
