@@ -27,7 +27,7 @@ def prepare(events: Sequence[BaseEvent], expected_version: ExpectedVersion = ANY
     Raises InvalidEventError naming the index and the field, DuplicateEventError when two events of
     the call share an id and differ.
     """
-    following = _first_versions(events, expected_version)
+    following = {} if expected_version == ANY else _first_versions(events, expected_version)
     ready: dict[UUID, NewEvent] = {}
     for index, event in enumerate(events):
         twin = ready.get(event.event_id)
@@ -65,17 +65,18 @@ def _first_versions(events: Sequence[BaseEvent], expected: ExpectedVersion) -> d
 
 def _prepared(event: BaseEvent, following: dict[str, int]) -> NewEvent:
     data = encode(event.data, field="data")
-    metadata = encode(event.metadata, field="metadata")
+    metadata = encode(event.metadata, field="metadata") if event.metadata else b"{}"
     if len(data) + len(metadata) > MAX_EVENT_BYTES:
         raise InvalidEventError(f"more than {MAX_EVENT_BYTES} bytes encoded", field="data")
-    version = following.get(event.aggregate_id, 0) or event.event_version
-    if event.event_version not in (0, version):
-        raise InvalidEventError(
-            f"{event.event_version} contradicts the expected version {version - 1}", field="event_version"
-        )
-    if version and event.aggregate_id in following:
+    version = event.event_version
+    if event.aggregate_id in following:
+        version = following[event.aggregate_id]
+        if event.event_version not in (0, version):
+            raise InvalidEventError(
+                f"{event.event_version} contradicts the expected version {version - 1}", field="event_version"
+            )
         following[event.aggregate_id] = version + 1
-    return NewEvent(event=event, version=version, data=data, metadata=metadata)
+    return NewEvent(event, version, data, metadata)
 
 
 def _as_stored(new: NewEvent) -> RecordedEvent:

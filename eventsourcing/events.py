@@ -121,8 +121,6 @@ class BaseEvent(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
 
-    _defaulted: frozenset[str] = PrivateAttr(default=frozenset())
-
     def follow(self, parent: BaseEvent) -> Self:
         """Take the parent's correlation (its event_id where it has none) and name it as the cause."""
         self.correlation_id = parent.correlation_id or parent.event_id
@@ -132,13 +130,7 @@ class BaseEvent(BaseModel):
     @property
     def defaulted_payload(self) -> frozenset[str]:
         """Payload fields that the caller left to their default: they follow the timestamp."""
-        return self._defaulted
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "timestamp" and self._defaulted:
-            moment = decode(encode(self.timestamp))
-            self.data.update(dict.fromkeys(self._defaulted, moment))
+        return frozenset()
 
 
 class RecordedEvent(BaseEvent):
@@ -155,15 +147,16 @@ class RecordedEvent(BaseEvent):
     @classmethod
     def from_store(cls, fields: dict[str, Any]) -> RecordedEvent:
         """Wrap fields that the store itself wrote, without validating them a second time."""
-        event = cls.__new__(cls)
-        object.__setattr__(event, "__dict__", fields)
-        object.__setattr__(event, "__pydantic_fields_set__", _RECORDED_FIELDS)
-        object.__setattr__(event, "__pydantic_extra__", None)
-        object.__setattr__(event, "__pydantic_private__", {"_defaulted": frozenset()})
+        event = _new(cls)
+        _set(event, "__dict__", fields)
+        _set(event, "__pydantic_fields_set__", _RECORDED_FIELDS)
+        _set(event, "__pydantic_extra__", None)
+        _set(event, "__pydantic_private__", None)
         return event
 
 
 _RECORDED_FIELDS = set(RecordedEvent.model_fields)
+_new, _set = object.__new__, object.__setattr__  # a record is made for every row read
 
 
 class EventPayload(BaseModel):
@@ -199,6 +192,8 @@ class TypedEvent(BaseEvent):
     id_field: ClassVar[str]
     payload_model: ClassVar[type[BaseModel]]
 
+    _defaulted: frozenset[str] = PrivateAttr(default=frozenset())
+
     def __init_subclass__(
         cls, *, event_type: str, aggregate_type: str, id_field: str = "aggregate_id", **kwargs: Any
     ) -> None:
@@ -227,6 +222,17 @@ class TypedEvent(BaseEvent):
         self.__dict__["data"] = data
         self.__pydantic_fields_set__.add("data")
         self._defaulted = defaulted
+
+    @property
+    def defaulted_payload(self) -> frozenset[str]:
+        """See BaseEvent.defaulted_payload."""
+        return self._defaulted
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "timestamp" and self._defaulted:
+            moment = decode(encode(self.timestamp))
+            self.data.update(dict.fromkeys(self._defaulted, moment))
 
 
 def complete_payload(

@@ -136,11 +136,12 @@ class EventReplay:
         result = ReplayResult()
         horizon = await self._store.horizon()
         reported = time.monotonic()
+        takers: dict[str, list[EventHandler]] = {}
         window = query if query.aggregate_id is not None else query.where(to_position=horizon)
         async for batch in self._store.read_batches(window, batch_size=self._config.batch_size):
             if result.total_events and self._config.delay_between_batches:
                 await asyncio.sleep(self._config.delay_between_batches)
-            await self._run_batch(batch, result)
+            await self._run_batch(batch, result, takers)
             result.progress = min(100.0, 100.0 * result.position / max(horizon, 1))
             if report is not None and time.monotonic() - reported >= REPORT_S:
                 reported = time.monotonic()
@@ -156,11 +157,18 @@ class EventReplay:
         result.end_time = datetime.now(UTC)
         return result
 
-    async def _run_batch(self, batch: Sequence[RecordedEvent], result: ReplayResult) -> None:
+    async def _run_batch(
+        self, batch: Sequence[RecordedEvent], result: ReplayResult, takers: dict[str, list[EventHandler]]
+    ) -> None:
+        """`takers` remembers which handlers take a type."""
         for event in batch:
+            handlers = takers.get(event.event_type)
+            if handlers is None:
+                handlers = [each for each in self._handlers if each.can_handle(event.event_type)]
+                takers[event.event_type] = handlers
+            failures = [error for handler in handlers if (error := await self._run(handler, event))]
             result.total_events += 1
             result.position = event.position
-            failures = [error for handler in self._handlers if (error := await self._run(handler, event))]
             if not failures:
                 result.processed_events += 1
                 continue
@@ -171,8 +179,6 @@ class EventReplay:
                 return
 
     async def _run(self, handler: EventHandler, event: RecordedEvent) -> dict[str, Any] | None:
-        if not handler.can_handle(event.event_type):
-            return None
         try:
             await call_with_retry(
                 handler, event, retries=self._config.max_retries, delay_s=self._config.retry_delay

@@ -8,10 +8,10 @@ own included; whatever is read by position ends at the horizon, below which noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from eventsourcing.config import EventStoreConfig, Settings
@@ -24,6 +24,9 @@ from eventsourcing.storage.embedded import EmbeddedStorage
 from eventsourcing.storage.memory import InMemoryStorage
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.tail import Slice, follow
+
+if TYPE_CHECKING:
+    from eventsourcing.frames import AppendManifest, Frames
 
 READ_BATCH = 1000
 
@@ -94,6 +97,36 @@ class EventStore:
         await self.initialize()
         stored = {event.event_id: event for event in await self._storage.append(ready)}
         return [stored[event.event_id] for event in events]
+
+    async def append_frame(
+        self,
+        frames: Frames,
+        *,
+        name: str,
+        started_at: datetime | None = None,
+        chunk_rows: int = 10_000,
+        on_chunk: Callable[[AppendManifest], None] | None = None,
+    ) -> AppendManifest:
+        """Append the rows of a frame, or of an iterable of frames, in chunks of which each is atomic.
+
+        A frame is Polars' or anything that speaks Arrow's C interface; its columns are an event's
+        (columnar). Rows without an event_id get one from `name`, `started_at` (the first call's) and
+        their number. Repeating the call under the same name with the same rows appends what is
+        missing. `on_chunk` is told after each chunk. An iterable keeps memory flat.
+        Raises InvalidEventError naming the column and the row, ConcurrencyError, DuplicateEventError,
+        UnavailableError; the chunks before it stay stored, and the call can be repeated.
+        """
+        from eventsourcing.frames import append_frame  # loads polars, which only frames need
+
+        await self.initialize()
+        return await append_frame(
+            self._storage,
+            frames,
+            name=name,
+            started_at=started_at,
+            chunk_rows=chunk_rows,
+            on_chunk=on_chunk,
+        )
 
     async def read(self, query: EventQuery, *, batch_size: int = READ_BATCH) -> AsyncIterator[RecordedEvent]:
         """Stream the committed events of a query, in its order."""

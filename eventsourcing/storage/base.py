@@ -10,22 +10,33 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from eventsourcing.canonical import comparable, decode
 from eventsourcing.errors import DuplicateEventError
 from eventsourcing.events import RESERVED_METADATA, BaseEvent, RecordedEvent
 from eventsourcing.query import EventQuery
 
+if TYPE_CHECKING:
+    from eventsourcing.columnar import EventChunk  # polars is loaded where frames are used
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+
+class NewEvent(NamedTuple):
     """A draft made ready: encoded, measured, with the version it must have (0: the next one)."""
 
     event: BaseEvent
     version: int
     data: bytes
     metadata: bytes
+
+
+class ChunkReceipt(NamedTuple):
+    """What became of a chunk: events appended, events found stored, and the appended ones' positions."""
+
+    appended: int
+    found: int
+    first_position: int | None
+    last_position: int | None
 
 
 class EventStorage(Protocol):
@@ -47,6 +58,9 @@ class EventStorage(Protocol):
         Event ids are unique within the call. Raises ConcurrencyError, DuplicateEventError,
         UnavailableError; then nothing of the call is stored.
         """
+
+    async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:
+        """Store all rows or none, in their order. Raises what `append` raises."""
 
     def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
         """Stream what is committed and matches, in non-empty batches of at most `batch_size`.
@@ -149,3 +163,15 @@ def _differ(given: dict[str, Any], stored: dict[str, Any], ignored: frozenset[st
     mine = {key: value for key, value in given.items() if key not in ignored}
     theirs = {key: value for key, value in stored.items() if key not in ignored}
     return comparable(mine) != comparable(theirs)
+
+
+async def append_drafts(storage: EventStorage, chunk: EventChunk) -> ChunkReceipt:
+    """Append a chunk event by event: what every storage can do, and what settles events stored before.
+
+    An event that somebody else stores at the same moment counts as appended.
+    """
+    head = await storage.head()
+    events = await storage.append(chunk.drafts())
+    positions = [event.position for event in events if event.position > head]
+    found = chunk.frame.height - len(positions)
+    return ChunkReceipt(len(positions), found, min(positions, default=None), max(positions, default=None))

@@ -12,14 +12,24 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventsourcing.canonical import decode, encode
 from eventsourcing.errors import ConcurrencyError, CursorAheadError
 from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.query import EventQuery
-from eventsourcing.storage.base import NewEvent, StateTable, StateTransaction, settle_duplicate
+from eventsourcing.storage.base import (
+    ChunkReceipt,
+    NewEvent,
+    StateTable,
+    StateTransaction,
+    append_drafts,
+    settle_duplicate,
+)
+
+if TYPE_CHECKING:
+    from eventsourcing.columnar import EventChunk
 
 
 class InMemoryStorage:
@@ -67,6 +77,10 @@ class InMemoryStorage:
             self._appended.set()
             self._appended = asyncio.Event()
         return [_detached(settled[new.event.event_id]) for new in events]
+
+    async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:
+        """See EventStorage.append_chunk."""
+        return await append_drafts(self, chunk)
 
     @staticmethod
     def _record(new: NewEvent, *, version: int, position: int) -> RecordedEvent:

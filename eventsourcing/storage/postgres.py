@@ -9,37 +9,36 @@ is version order, for a version is resolved in a snapshot taken before its posit
 from __future__ import annotations
 
 import asyncio
-import random
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC
-from typing import Any, cast
-from uuid import UUID
+from typing import TYPE_CHECKING, cast
 
 import asyncpg
 from sqlalchemy.engine import make_url
 
-from eventsourcing.canonical import decode
-from eventsourcing.errors import ConcurrencyError, CursorAheadError, UnavailableError
-from eventsourcing.events import BaseEvent, EventType, RecordedEvent
+from eventsourcing.errors import CursorAheadError, UnavailableError
+from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
-from eventsourcing.storage.base import NewEvent, StateTransaction, settle_duplicate
+from eventsourcing.storage.base import ChunkReceipt, NewEvent, StateTransaction, append_drafts
 from eventsourcing.storage.fragments import keyset_column, page
-from eventsourcing.storage.postgres_errors import RACE, race_lost, translated
+from eventsourcing.storage.postgres_append import Appender
+from eventsourcing.storage.postgres_errors import translated
+from eventsourcing.storage.postgres_rows import recorded_event, use_canonical_json
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.statements import statements
 
-MAX_RACES = 200
-"""How often an append whose version nobody named starts again after losing a race."""
+if TYPE_CHECKING:
+    from eventsourcing.columnar import EventChunk
+    from eventsourcing.storage.postgres_frames import FrameCopier
 
 POLL_S = 0.02
 """How often a waiting reader asks whether anything has been drawn."""
 
 _EVENTS = statements("events")
 _STATES = statements("states")
-_TYPES: dict[str, str] = {member.value: member for member in EventType}
 
 
 class PostgresStorage:
@@ -50,6 +49,8 @@ class PostgresStorage:
         self._pool_size = pool_size
         self._append_timeout_s = append_timeout_s
         self._pool: asyncpg.Pool | None = None
+        self._appender: Appender | None = None
+        self._copier: FrameCopier | None = None
         self._allocated = (0.0, 0)
 
     async def open(self) -> None:
@@ -62,14 +63,15 @@ class PostgresStorage:
                 self._url.set(drivername="postgresql").render_as_string(hide_password=False),
                 min_size=1,
                 max_size=self._pool_size,
-                init=_use_canonical_json,
+                init=use_canonical_json,
                 command_timeout=60,
                 timeout=10,
+                reset=_keep_session,
             )
 
     async def close(self) -> None:
         """See EventStorage.close."""
-        pool, self._pool = self._pool, None
+        pool, self._pool, self._appender, self._copier = self._pool, None, None, None
         if pool is not None:
             try:
                 await asyncio.wait_for(pool.close(), timeout=5)
@@ -84,85 +86,44 @@ class PostgresStorage:
         return self._pool
 
     async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
-        """See EventStorage.append.
+        """See EventStorage.append."""
+        self._appender = self._appender or Appender(self.pool, timeout_s=self._append_timeout_s)
+        return await self._appender.append(events)
 
-        The statement is tried first and asks nothing; only when it is refused are event ids looked
-        up, before any version, and the rest appended without those that are stored already.
-        """
-        settled: dict[UUID, RecordedEvent] = {}
-        for race in range(MAX_RACES):
-            pending = [new for new in events if new.event.event_id not in settled]
-            fresh = await self._insert(pending) if pending else []
-            if fresh is not None:
-                settled.update((event.event_id, event) for event in fresh)
-                return [settled[new.event.event_id] for new in events]
-            stored = await self._stored(pending)
-            settled.update(stored)
-            if not stored:
-                await self._refuse_conflict(pending)
-                await asyncio.sleep(random.uniform(0, 0.001 * min(race, 20)))  # noqa: S311 - spreads writers
-        raise UnavailableError(f"lost {MAX_RACES} races for the same aggregate; nothing was appended")
+    async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:
+        """See EventStorage.append_chunk."""
+        from eventsourcing.storage.postgres_frames import FrameCopier  # loads polars
 
-    async def _insert(self, pending: list[NewEvent]) -> list[RecordedEvent] | None:
-        """Insert everything in one statement; None when an id, a version or a race refused it."""
-        try:
-            with translated(races_pass=True):
-                if len(pending) == 1:
-                    rows = await self.pool.fetch(
-                        _EVENTS["append_one"], *_row(pending[0]), timeout=self._append_timeout_s
-                    )
-                else:
-                    columns = zip(*map(_row, pending), strict=True)
-                    rows = await self.pool.fetch(
-                        _EVENTS["append_many"], *map(list, columns), timeout=self._append_timeout_s
-                    )
-        except RACE as error:
-            if race_lost(error):
-                return None
-            raise
-        if not rows:
-            return None
-        rows.sort(key=lambda row: cast(int, row["position"]))
-        return [_recorded(new, row) for new, row in zip(pending, rows, strict=True)]
-
-    async def _stored(self, pending: list[NewEvent]) -> dict[UUID, RecordedEvent]:
-        by_id = {new.event.event_id: new for new in pending}
-        with translated():
-            rows = await self.pool.fetch(_EVENTS["stored"], list(by_id))
-        events = map(_read_row, rows)
-        return {event.event_id: settle_duplicate(by_id[event.event_id], event) for event in events}
-
-    async def _refuse_conflict(self, pending: list[NewEvent]) -> None:
-        """Raise for the first event whose named version is not the next one; return after a plain race."""
-        ids = list({new.event.aggregate_id for new in pending})
-        with translated():
-            rows = await self.pool.fetch(_EVENTS["versions"], ids)
-        heads = {row["aggregate_id"]: row["version"] or 0 for row in rows}
-        following = dict(heads)
-        for new in pending:
-            aggregate_id = new.event.aggregate_id
-            following[aggregate_id] += 1
-            if new.version not in (0, following[aggregate_id]):
-                raise ConcurrencyError(aggregate_id, expected=new.version - 1, actual=heads[aggregate_id])
+        self._copier = self._copier or FrameCopier(self.pool, timeout_s=self._append_timeout_s)
+        return await self._copier.copy(chunk) or await append_drafts(self, chunk)
 
     async def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
-        """See EventStorage.read. Each batch is one page by keyset; no connection is held between them."""
+        """See EventStorage.read. Each batch is one page by keyset; while one is used, the server looks for
+        the next. No connection is held between pages."""
         if query.after_position:
             head = await self.head()
             if query.after_position > head:
                 raise CursorAheadError(query.after_position, head)
-        left, cursor = query.limit, None
-        while left is None or left > 0:
-            size = batch_size if left is None else min(batch_size, left)
-            sql, values = page(query, cursor=cursor, size=size)
-            with translated():
-                rows = await self.pool.fetch(sql, *values)
-            if rows:
-                yield [_read_row(row) for row in rows]
-            if len(rows) < size:
-                return
+        left = sys.maxsize if query.limit is None else query.limit
+        size = min(batch_size, left)
+        rows = await self._page(query, None, size) if size > 0 else []
+        while rows:
+            left -= len(rows)
+            size = min(batch_size, left) if len(rows) == size else 0
             cursor = rows[-1][keyset_column(query)]
-            left = None if left is None else left - size
+            upcoming = asyncio.create_task(self._page(query, cursor, size)) if size > 0 else None
+            try:
+                yield list(map(recorded_event, rows))
+                rows = await upcoming if upcoming else []
+            finally:
+                if upcoming:
+                    upcoming.cancel()
+                    await asyncio.gather(upcoming, return_exceptions=True)
+
+    async def _page(self, query: EventQuery, cursor: int | None, size: int) -> list[asyncpg.Record]:
+        sql, values = page(query, cursor=cursor, size=size)
+        with translated():
+            return cast("list[asyncpg.Record]", await self.pool.fetch(sql, *values))
 
     async def horizon(self) -> int:
         """See EventStorage.horizon."""
@@ -227,38 +188,5 @@ class PostgresStorage:
             connection.terminate()
 
 
-async def _use_canonical_json(connection: asyncpg.Connection) -> None:
-    await connection.set_type_codec(
-        "json", schema="pg_catalog", format="binary", encoder=lambda encoded: encoded, decoder=decode
-    )
-
-
-def _row(new: NewEvent) -> tuple[Any, ...]:
-    """The parameters of an insert, in the order of both statements."""
-    event = new.event
-    return (
-        event.event_id,
-        str(event.event_type),
-        event.aggregate_id,
-        event.aggregate_type,
-        new.version,
-        event.timestamp,
-        event.correlation_id,
-        event.causation_id,
-        new.metadata,
-        new.data,
-    )
-
-
-def _recorded(new: NewEvent, row: asyncpg.Record) -> RecordedEvent:
-    fields = {name: getattr(new.event, name) for name in BaseEvent.model_fields}
-    fields.update(row, data=decode(new.data), metadata=decode(new.metadata))
-    return RecordedEvent.from_store(fields)
-
-
-def _read_row(row: asyncpg.Record) -> RecordedEvent:
-    fields = dict(row)
-    fields["event_type"] = _TYPES.get(fields["event_type"], fields["event_type"])
-    if fields["timestamp"].tzinfo is None:  # asyncpg keeps the first and the last moment as infinities
-        fields["timestamp"] = fields["timestamp"].replace(tzinfo=UTC)
-    return RecordedEvent.from_store(fields)
+async def _keep_session(connection: asyncpg.Connection) -> None:
+    """Spare the round trip that resets a session: nothing here leaves anything set in one."""

@@ -18,7 +18,7 @@ from pipelines.migration.errors import (
     VerificationError,
 )
 from pipelines.migration.manifest import StageOutcome
-from pipelines.migration.mapping import Mapping, load_mapping, parse_mapping
+from pipelines.migration.mapping import Mapping, load_mapping, mapping_schema, parse_mapping
 from pipelines.migration.run import Migration
 from pipelines.migration.transforms import (
     Conversion,
@@ -48,6 +48,7 @@ __all__ = [
     "ThresholdExceededError",
     "VerificationError",
     "load_mapping",
+    "mapping_schema",
     "parse_mapping",
     "register_child_function",
     "register_function",

@@ -50,10 +50,9 @@ def _refuse_shared_tables(mapping: Mapping) -> None:
     """Each target table is written by one entity, or by the children of one."""
     seen: set[str] = set()
     for name, entity in mapping.entities.items():
-        places = {("entities", name, "to"): entity.to}
-        places |= {
-            ("entities", name, "children", key, "to"): child.to for key, child in entity.children.items()
-        }
+        places: dict[Place, str] = {("entities", name, "to"): entity.to}
+        for key, child in entity.children.items():
+            places["entities", name, "children", key, "to"] = child.to
         for place, table in places.items():
             if table in seen:
                 raise mapping.error(place, f"the target table {table!r} is written twice")

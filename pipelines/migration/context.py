@@ -48,12 +48,15 @@ class Reporter:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set from any thread: the run stops at its next report, which every chunk makes."""
     _last: float = field(default=0.0, init=False)
+    _place: tuple[str, str] = field(default=("", ""), init=False)
 
     def report(self, stage: str, entity: str, done: int, total: int) -> None:
-        """Report unless the last report was less than 0.1 s ago; done = total is always reported."""
-        now = time.monotonic()
-        if self.hook is not None and (done == total or now - self._last >= _REPORT_EVERY_S):
-            self._last = now
+        """Report unless the last report was less than 0.1 s ago; the first and the last of an entity's
+        stage are always reported."""
+        now, place = time.monotonic(), (stage, entity)
+        due = done == total or place != self._place or now - self._last >= _REPORT_EVERY_S
+        if self.hook is not None and due:
+            self._last, self._place = now, place
             self.hook(Progress(stage, entity, done, total))
 
 

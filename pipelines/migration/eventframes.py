@@ -92,7 +92,7 @@ def migrated_frame(
         told.append(pl.col("_outcome").alias("action"))
     made = made.filter(pl.col("_outcome") != "skipped")
     streams = streams_of(run, entity, cls.declared_aggregate, made["_record"])
-    data = made.select(pl.struct(told).struct.json_encode().alias("data")).to_series()
+    data = made.select(pl.struct(told).alias("data")).to_series()
     parts = (run.migration_id, *run.announcer.attempt_of(cls.declared_type))
     cause = run.announcer.stage_id("validate")
     return _events(run, parts, cls.declared_type, cls.declared_aggregate, streams, data, cause=cause, at=at)
@@ -117,7 +117,7 @@ def rolled_back_frame(
         pl.col("action"),
         pl.lit(_moment(at)).alias("rolled_back_at"),
     ]
-    data = records.select(pl.struct(told).struct.json_encode().alias("data")).to_series()
+    data = records.select(pl.struct(told).alias("data")).to_series()
     streams = streams_of(run, entity, cls.declared_aggregate, records["target_key"])
     parts = (run.migration_id, rollback_id)
     return _events(run, parts, cls.declared_type, cls.declared_aggregate, streams, data, cause=cause, at=at)

@@ -145,7 +145,9 @@ async def _announce(
         migrated_frame, run, entity, staged.frame, staged.children, outcomes=outcomes, at=at
     )
     if frame is not None:
-        await run.announcer.append_frame(frame)
+        await run.announcer.append_frame(
+            frame, "load", *run.announcer.attempt_of("load"), entity.name, str(staged.chunk.number)
+        )
     await asyncio.to_thread(_mark_announced, run, entity, staged.chunk)
 
 

@@ -22,9 +22,10 @@ from pydantic import (
 )
 
 from eventsourcing.events import EventType, TypedEvent, event_class
+from pipelines.migration import rules, transforms
 from pipelines.migration.errors import MappingError
 from pipelines.migration.rules import check_rule
-from pipelines.migration.transforms import check_child_transform, check_transform
+from pipelines.migration.transforms import check_child_transform, check_transform, needed_params
 from pipelines.migration.yamlfile import LocatedYaml, parse_yaml
 
 
@@ -75,11 +76,8 @@ def _template(text: str) -> str:
 
 
 Names = Annotated[list[str], BeforeValidator(_listed)]
-_STEP_SCHEMA = WithJsonSchema(
-    {"anyOf": [{"type": "string"}, {"type": "object", "minProperties": 1, "maxProperties": 1}]}
-)
-Transform = Annotated[tuple[str, Any], BeforeValidator(_transform), _STEP_SCHEMA]
-Rule = Annotated[tuple[str, Any], BeforeValidator(_rule), _STEP_SCHEMA]
+Transform = Annotated[tuple[str, Any], BeforeValidator(_transform), WithJsonSchema(transforms.step_schema())]
+Rule = Annotated[tuple[str, Any], BeforeValidator(_rule), WithJsonSchema(rules.step_schema())]
 Transforms = Annotated[list[Transform], BeforeValidator(_listed)]
 Rules = Annotated[list[Rule], BeforeValidator(_listed)]
 
@@ -204,6 +202,12 @@ class Mapping(_Part):
         return order
 
 
+def mapping_schema() -> dict[str, Any]:
+    """The JSON Schema of a mapping file, for editors."""
+    schema = Mapping.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Migration mapping"}
+
+
 def load_mapping(path: Path) -> Mapping:
     """Read and check a mapping file. Raises MappingError naming the line and the field."""
     try:
@@ -271,7 +275,10 @@ def _check_entity(mapping: Mapping, name: str, entity: EntityMapping) -> None:
         raise mapping.error((*here, "emit"), f"{entity.emit!r} is not a registered event of a record")
     for column, field in entity.fields.items():
         _check_field(mapping, (*here, "fields", column), field)
+        for step, _ in field.transform:
+            _check_params(mapping, (*here, "fields", column, "transform"), step)
     for child, spec in entity.children.items():
+        _check_params(mapping, (*here, "children", child, "transform"), spec.transform)
         for key, columns in (("rules", spec.rules), ("secret_from", spec.secret_sources)):
             for column in columns:
                 if column not in spec.sources:
@@ -284,6 +291,12 @@ def _names_a_record(event: type[TypedEvent] | None) -> bool:
     return event is not None and {"username", "source_data", "target_data"} <= set(
         event.payload_model.model_fields
     )
+
+
+def _check_params(mapping: Mapping, place: tuple[str | int, ...], function: str) -> None:
+    for name in needed_params(function):
+        if mapping.params.get(name) is None:
+            raise mapping.error(place, f"{function!r} needs the parameter {name!r}, which has no default")
 
 
 def _check_field(mapping: Mapping, path: tuple[str | int, ...], field: FieldMapping) -> None:

@@ -51,7 +51,11 @@ def panel_expiry(inputs: Sequence[pl.Expr], _: Settings) -> pl.Expr:
     return pl.when(strategy != "NEVER").then(expire_date)
 
 
-@register_child_function("derived_credentials", conversions=(Conversion("uuid", "panel key", "dashed"),))
+@register_child_function(
+    "derived_credentials",
+    conversions=(Conversion("uuid", "panel key", "dashed"),),
+    params=("auth_algorithm",),
+)
 def derived_credentials(frame: pl.DataFrame, settings: Settings) -> pl.DataFrame:
     """One proxy for each protocol of a user. Sources: key (32 hex digits), protocols (comma-joined).
 

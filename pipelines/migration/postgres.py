@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from pipelines.migration.errors import RecordRefusedError, TargetError
+from pipelines.migration.postgres_values import copied_out, copy_text, typed_frame
 from pipelines.migration.relational import RelationalTransaction, key_of, reflect_references
 from pipelines.migration.schema import Column, Table, reflect_tables
 from pipelines.migration.target import Reference
@@ -25,6 +25,8 @@ SESSION = (
 
 _LOCK_KEY = 0x65736D_6D6967  # "esmmig"
 _KEY_TYPES: dict[str, Any] = {"integer": sa.BigInteger(), "uuid": sa.Uuid(as_uuid=False)}
+_DENSE = 4
+"""Up to how many keys of a range may belong to nobody who was asked for."""
 _REFUSALS = {
     "23502": ("required", "is missing"),
     "23503": ("reference", "refers to a row that is not there"),
@@ -36,8 +38,6 @@ _REFUSALS = {
     "P0": ("trigger", "a trigger refused it"),
 }
 """SQLSTATE or its class -> the rule that a refused row broke, and the message."""
-
-_AS_TEXT = ("uuid", "json", "decimal", "other")
 
 
 class PostgresTarget:
@@ -106,17 +106,16 @@ class PostgresTransaction(RelationalTransaction):
 
     def among(self, kind: str, column: sa.ColumnElement[Any], values: Sequence[Any]) -> Any:
         of = pg.ARRAY(_KEY_TYPES.get(kind, sa.Text()))
-        wanted = sa.any_(sa.cast(sa.bindparam(None, list(values), type_=of), of))
+        wanted = sa.any_(sa.cast(sa.literal(_array(values), sa.Text()), of))
         is_text = kind not in ("integer", "uuid", "text")
         return (sa.cast(column, sa.Text) if is_text else column) == wanted
 
-    def selected(self, column: Column) -> sa.ColumnElement[Any]:
-        plain: sa.ColumnClause[Any] = sa.column(column.name)
-        return sa.cast(plain, sa.Text) if column.kind in _AS_TEXT else plain
-
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
-        rows = [tuple(row) for row in self._connection.execute(statement)]
-        return pl.DataFrame(rows, schema={column.name: column.dtype for column in columns}, orient="row")
+        compiled = statement.compile(dialect=self._connection.dialect)
+        with self._driver().cursor() as cursor:
+            text = cursor.mogrify(str(compiled), compiled.params)
+            page = copied_out(cursor, pgsql.SQL(text.decode()), [column.name for column in columns])
+        return typed_frame(page, columns).drop("_ill_typed")
 
     def insert(self, table: Table, frame: pl.DataFrame) -> None:
         if not frame.is_empty():
@@ -173,10 +172,14 @@ class PostgresTransaction(RelationalTransaction):
     def _by_key(self, table: Table, value: sa.ColumnElement[Any], keys: Sequence[Any]) -> dict[str, str]:
         """A text made of each whole row, by key."""
         rows = sa.table(table.name, key_of(table)).alias("mig_row")
-        key = rows.c[table.key or ""]
-        among = self.among(table.columns[table.key or ""].kind, key, keys)
-        found = self._connection.execute(sa.select(sa.cast(key, sa.Text), value).where(among))
-        return {row[0]: row[1] for row in found}
+        key, kind = rows.c[table.key or ""], table.columns[table.key or ""].kind
+        wanted = self.among(kind, key, keys)
+        if kind == "integer" and keys and max(keys) - min(keys) < _DENSE * len(keys):
+            wanted = key.between(min(keys), max(keys))  # half the time of a look-up for each key
+        result = self._connection.execute(sa.select(sa.cast(key, sa.Text), value).where(wanted))
+        cursor: Any = result.cursor
+        found = dict(cursor.fetchall())
+        return found if len(found) <= len(keys) else {k: found[k] for k in map(str, keys) if k in found}
 
     def _image_rows(self, table: Table, images: Sequence[str]) -> Any:
         of: sa.ColumnElement[Any] = sa.literal_column(f"NULL::{self._quoted(table)}")
@@ -195,28 +198,21 @@ class PostgresTransaction(RelationalTransaction):
         statement = pgsql.SQL(r"COPY {} ({}) FROM STDIN WITH (FORMAT csv, NULL '\N')").format(
             pgsql.Identifier(table), pgsql.SQL(", ").join(map(pgsql.Identifier, frame.columns))
         )
-        buffer = io.BytesIO()
-        frame.select(_copy_form(series) for series in frame).write_csv(
-            buffer, include_header=False, null_value=r"\N", quote_style="non_numeric"
-        )
-        buffer.seek(0)
         with self._driver().cursor() as cursor:
-            cursor.copy_expert(statement, buffer, 1 << 20)
+            cursor.copy_expert(statement, copy_text(frame), 1 << 20)
+
+
+def _array(values: Sequence[Any]) -> str:
+    """An array as one text: the server parses it ten times faster than a list of constants."""
+    if values and isinstance(values[0], str):
+        quoted = (value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+        return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def _stored(table: Table) -> list[str]:
     """The columns that can be written."""
     return [name for name, column in table.columns.items() if not column.is_computed]
-
-
-def _copy_form(series: pl.Series) -> pl.Series:
-    """What CSV cannot write as PostgreSQL reads it."""
-    if isinstance(series.dtype, pl.Datetime):
-        zone = "+00" if series.dtype.time_zone else ""
-        return series.dt.to_string(f"%Y-%m-%d %H:%M:%S%.6f{zone}")
-    if series.dtype == pl.Binary():
-        return (r"\x" + series.to_frame().select(pl.all().bin.encode("hex")).to_series()).alias(series.name)
-    return series
 
 
 def _translated(error: BaseException | None, database: str | None) -> TargetError:

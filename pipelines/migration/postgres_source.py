@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +13,8 @@ import sqlalchemy as sa
 
 from pipelines.migration.errors import SourceError
 from pipelines.migration.postgres import SESSION
-from pipelines.migration.schema import Column, Table, reflect_tables
+from pipelines.migration.postgres_values import copied_out, typed_frame
+from pipelines.migration.schema import Table, reflect_tables
 
 
 class PostgresSource:
@@ -69,7 +69,7 @@ class PostgresSnapshot:
         while True:
             page = self._page(table, key, columns, rows, last)
             if not page.is_empty():
-                yield _typed_frame(page, [table.columns[name] for name in columns])
+                yield typed_frame(page, [table.columns[name] for name in columns])
                 last = page[key][-1]
             if page.height < rows or last is None:
                 return
@@ -80,63 +80,13 @@ class PostgresSnapshot:
         """The next rows as text. SQLAlchemy knows no COPY, so this is composed by the driver."""
         name = pgsql.Identifier(key)
         after = pgsql.SQL("WHERE {} > {}").format(name, pgsql.Literal(last)) if last is not None else None
-        statement = pgsql.SQL(
-            "COPY (SELECT {} FROM {} {} ORDER BY {} LIMIT {}) TO STDOUT WITH (FORMAT csv)"
-        ).format(
+        statement = pgsql.SQL("SELECT {} FROM {} {} ORDER BY {} LIMIT {}").format(
             pgsql.SQL(", ").join(map(pgsql.Identifier, columns)),
             pgsql.Identifier(table.name),
             after or pgsql.SQL(""),
             name,
             pgsql.Literal(rows),
         )
-        buffer = io.BytesIO()
         raw: Any = self._connection.connection
         with raw.cursor() as cursor:
-            cursor.copy_expert(statement, buffer)
-        if not buffer.tell():
-            return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
-        return pl.read_csv(
-            buffer.getvalue(),  # a null is an empty field, an empty text a quoted one
-            has_header=False,
-            new_columns=[*columns],
-            infer_schema=False,
-        )
-
-
-def _typed_frame(page: pl.DataFrame, columns: list[Column]) -> pl.DataFrame:
-    """The text in its columns' types, and `_ill_typed`: an infinite date is a moment nobody can carry."""
-    typed = page.select(_READ.get(column.kind, _as_it_is)(pl.col(column.name)) for column in columns)
-    ill = [
-        pl.when(pl.lit(page[column.name].is_not_null() & typed[column.name].is_null())).then(
-            pl.lit(column.name)
-        )
-        for column in columns
-        if typed[column.name].null_count() != page[column.name].null_count()
-    ]
-    if not ill:
-        return typed.with_columns(pl.lit(None, pl.String).alias("_ill_typed"))
-    names = pl.concat_str(ill, separator=",", ignore_nulls=True)
-    return typed.with_columns(pl.when(names != "").then(names).alias("_ill_typed"))
-
-
-def _as_it_is(text: pl.Expr) -> pl.Expr:
-    return text
-
-
-def _moment(text: pl.Expr) -> pl.Expr:
-    return text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us")
-
-
-def _zoned(text: pl.Expr) -> pl.Expr:
-    return _moment(text.str.strip_suffix("+00")).dt.replace_time_zone("UTC")
-
-
-_READ: dict[str, Callable[[pl.Expr], pl.Expr]] = {
-    "integer": lambda text: text.cast(pl.Int64, strict=False),
-    "float": lambda text: text.cast(pl.Float64, strict=False),
-    "boolean": lambda text: text == "t",
-    "datetime": _moment,
-    "datetime_tz": _zoned,
-    "date": lambda text: text.str.to_date("%Y-%m-%d", strict=False),
-    "binary": lambda text: text.str.strip_prefix("\\x").str.decode("hex", strict=False),
-}
+            return copied_out(cursor, statement, columns)

@@ -118,11 +118,7 @@ class RelationalTransaction(ABC):
         return self.among(table.columns[table.key or ""].kind, key_of(table), keys)
 
     def _select(self, table: Table, columns: Sequence[Column]) -> sa.Select[Any]:
-        return sa.select(*(self.selected(column) for column in columns)).select_from(sa.table(table.name))
-
-    def selected(self, column: Column) -> sa.ColumnElement[Any]:
-        """How a column is asked for so that `read_frame` can read it."""
-        return sa.column(column.name)
+        return sa.select(*(sa.column(column.name) for column in columns)).select_from(sa.table(table.name))
 
 
 def key_of(table: Table) -> sa.ColumnClause[Any]:

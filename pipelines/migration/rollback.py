@@ -161,7 +161,7 @@ async def _announce_records(
         rolled_back_frame, run, entity, current.rollback_id, records, cause=initiated, at=at
     )
     if frame is not None:
-        await run.announcer.append_frame(frame)
+        await run.announcer.append_frame(frame, current.rollback_id, entity.name, str(number))
     await asyncio.to_thread(_mark_announced, run, entity, number, current)
 
 

@@ -131,6 +131,9 @@ def _enum_blockers(entity: EntityPlan) -> Iterator[str]:
 
 
 def _widens(given: pl.DataType, wanted: pl.DataType) -> bool:
+    """A moment with its zone may go into a column without one: it is kept in UTC."""
+    if wanted == pl.Datetime("us"):
+        return given == pl.Datetime("us", "UTC")
     return given.is_integer() and (wanted == pl.Int64() or wanted == pl.Float64())
 
 

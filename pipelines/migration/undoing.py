@@ -20,8 +20,6 @@ Written = dict[str, pl.DataFrame]
 Conflicts = dict[str, tuple[str, str]]
 """By record: `conflict` (left as it is) or `gone` (others deleted all of it), and the reason."""
 
-_CHANGES = ["insert", "update", "delete"]
-
 
 def undo_chunk(
     run: RunContext,
@@ -47,11 +45,11 @@ def undo_chunk(
         if state.undone_by == by:
             at: datetime = state.undone_at
             if state.undone_since == by:
-                done = changed_records(entity, written) - {*leftover}
+                done = migrated_records(entity, written) - {*leftover}
             else:
                 done = {key for key, row in leftover.items() if row.state == "undone" and row.undone_by == by}
             return _actions(entity, written, done), at
-        standing = changed_records(entity, written)
+        standing = migrated_records(entity, written)
         if state.undone_by:
             standing = {key for key, row in leftover.items() if row.state == "conflict"}
         conflicts = _conflicts(transaction, entity, _of(written, standing), references, force=force)
@@ -72,13 +70,10 @@ def undo_chunk(
     return _actions(entity, written, clean), at
 
 
-def changed_records(entity: EntityPlan, written: Written) -> set[str]:
-    """The records of which the chunk changed any row."""
-    return {
-        key
-        for table in tables_of(entity)
-        for key in written[table.name].filter(pl.col("op").is_in(_CHANGES))["record_key"]
-    }
+def migrated_records(entity: EntityPlan, written: Written) -> set[str]:
+    """The records that the chunk migrated: also one that was there unchanged is taken back, by word."""
+    records = written[entity.target.name]
+    return {*records.filter(pl.col("op") != "skip")["record_key"]}
 
 
 def _of(written: Written, records: set[str]) -> Written:

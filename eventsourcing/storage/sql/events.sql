@@ -35,6 +35,9 @@ SELECT position, event_id, event_type, aggregate_id, aggregate_type, event_versi
 FROM placed ORDER BY aggregate_id COLLATE "C", position
 RETURNING position, event_version, recorded_at
 
+-- name: open_append
+SELECT versions, positions, recorded_at FROM open_append($1::text[], $2)
+
 -- name: stored
 -- The events among these ids that are stored.
 SELECT event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp", correlation_id,

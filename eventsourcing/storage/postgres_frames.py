@@ -1,0 +1,114 @@
+"""Appending a chunk of a frame to PostgreSQL: the rows as text, copied in, in one transaction.
+
+The order inside is that of every append (see postgres_append). Streams are taken for new while they
+were; a chunk that finds one that is not is copied again with its versions looked up. Whatever else the
+constraints refuse - an event stored before, a version that must hold - is left to the append of drafts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from io import BytesIO
+
+import asyncpg
+import polars as pl
+
+from eventsourcing.columnar import EventChunk
+from eventsourcing.storage.base import ChunkReceipt
+from eventsourcing.storage.postgres_errors import RACE, race_lost, translated
+from eventsourcing.storage.statements import statements
+
+_EVENTS = statements("events")
+_MOMENT = "%Y-%m-%d %H:%M:%S%.6f+00"
+_ESCAPED = ("aggregate_id", "aggregate_type", "metadata", "data")
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+class FrameCopier:
+    """Copies chunks through one pool."""
+
+    def __init__(self, pool: asyncpg.Pool, *, timeout_s: float) -> None:
+        self._pool = pool
+        self._timeout_s = timeout_s
+        self._expects_new_streams = True
+
+    async def copy(self, chunk: EventChunk) -> ChunkReceipt | None:
+        """Store all rows; None when a constraint refused one, and then nothing of the chunk is stored."""
+        text = await asyncio.to_thread(_text, chunk.frame)
+        for look_up in (False, True) if self._expects_new_streams else (True,):
+            try:
+                with translated(races_pass=True):
+                    receipt, new_streams = await self._copy(text, look_up=look_up)
+            except RACE as error:
+                if not race_lost(error):
+                    raise
+                self._expects_new_streams = False
+            else:
+                if receipt is not None:
+                    self._expects_new_streams = new_streams
+                return receipt
+        return None
+
+    async def _copy(self, text: pl.DataFrame, *, look_up: bool) -> tuple[ChunkReceipt | None, bool]:
+        """The receipt, None where a version that must hold is not the next one; and were all streams new?"""
+        streams = text["aggregate_id"].unique(maintain_order=True)
+        named = text.filter(pl.col("event_version") > 1)["aggregate_id"].unique()
+        looked_up = (streams if look_up else named).to_list()
+        async with (
+            self._pool.acquire(timeout=self._timeout_s) as connection,
+            asyncio.timeout(self._timeout_s),
+            connection.transaction(),
+        ):
+            opened = await connection.fetchrow(_EVENTS["open_append"], looked_up, text.height)
+            heads = pl.DataFrame({"aggregate_id": looked_up, "head": opened["versions"]}, _HEADS)
+            rows = _placed(text, heads, opened["positions"], opened["recorded_at"])
+            if rows is None:
+                return None, False
+            await connection.copy_to_table(
+                "events", source=_written(rows), columns=rows.columns, format="text", timeout=self._timeout_s
+            )
+        positions = opened["positions"]
+        return ChunkReceipt(text.height, 0, positions[0], positions[-1]), not any(opened["versions"])
+
+
+_HEADS = {"aggregate_id": pl.String, "head": pl.Int32}
+
+
+def _text(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows with moments and escapes as COPY's text format wants them (PostgreSQL documentation)."""
+    for character, escape in _ESCAPES.items():
+        there = [name for name in _ESCAPED if frame[name].str.contains(character, literal=True).any()]
+        frame = frame.with_columns(pl.col(there).str.replace_all(character, escape, literal=True))
+    return frame.with_columns(pl.col("timestamp").dt.strftime(_MOMENT))
+
+
+def _placed(
+    text: pl.DataFrame, heads: pl.DataFrame, positions: list[int], recorded_at: datetime
+) -> pl.DataFrame | None:
+    """The rows with versions after these heads and positions in their order, sorted by aggregate; None when
+    a version that must hold is not the next one."""
+    head = pl.lit(0, pl.Int32)
+    if heads.height:
+        text, head = text.join(heads, on="aggregate_id", how="left", maintain_order="left"), pl.col("head")
+    version = head.fill_null(0) + pl.int_range(1, pl.len() + 1, dtype=pl.Int32).over("aggregate_id")
+    text = text.with_columns(next=version)
+    wanted = pl.col("event_version")
+    if text.select(((wanted != 0) & (wanted != pl.col("next"))).any()).item():
+        return None
+    return (
+        text.with_columns(
+            position=pl.Series(positions, dtype=pl.Int64),
+            recorded_at=pl.lit(recorded_at.isoformat()),
+            event_version=pl.col("next"),
+        )
+        .drop("next", "head", strict=False)
+        .sort("aggregate_id", "position")
+    )
+
+
+def _written(rows: pl.DataFrame) -> BytesIO:
+    text = BytesIO()
+    rows.write_csv(text, include_header=False, separator="\t", quote_style="never", null_value="\\N")
+    text.seek(0)
+    return text
