@@ -166,6 +166,18 @@ class MigrationJournal:
             await transaction.put(MIGRATIONS, migration_id, row)
         return as_seen(row)
 
+    async def interrupt(self, migration_id: str, run_id: str) -> bool:
+        """Say that the run which worked on a migration died; False when it had ended in order, or is
+        another one than the row names."""
+        async with self._storage.transaction() as transaction:
+            row = await transaction.get(MIGRATIONS, migration_id, lock=True)
+            if row is None or row.get("dagster_run_id") != run_id or row["status"] not in ALIVE:
+                return False
+            why = {"interrupted": row["status"], "failure": "its process died"}
+            row = _plain({**row, **why, "status": "interrupted", "ended_at": datetime.now(UTC)})
+            await transaction.put(MIGRATIONS, migration_id, row)
+        return True
+
     async def keep_report(self, migration_id: str, facts: dict[str, Any], html: str) -> None:
         """Keep the newest report of a migration."""
         async with self._storage.transaction() as transaction:
