@@ -1,8 +1,8 @@
-"""Row hashes: SHA-256 of a canonical encoding, the same for equal rows whichever side they come from.
+"""Row hashes: of a canonical encoding, the same for equal rows whichever side they come from.
 
-Each value is written as a type tag, its length in bytes and its text, so that no two rows share an
-encoding ("12" and "3" are not "1" and "23"). Moments are microseconds in UTC, decimals lose trailing
-zeros, JSON has sorted keys.
+They are SHA-256 cut to 128 bits, for they are kept for every row. Each value is written as a type tag,
+its length in bytes and its text, so that no two rows share an encoding ("12" and "3" are not "1" and
+"23"). Moments are microseconds in UTC, decimals lose trailing zeros, JSON has sorted keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.Series:
     parts = frame.with_columns(
         _normal(frame[column.name], column) for column in columns if column.kind in ("json", "decimal")
     ).select(pl.concat_str([_encoded(column) for column in columns]))
-    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in parts.to_series()]
+    hashes = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in parts.to_series()]
     return pl.Series("row_hash", hashes, dtype=pl.String)
 
 
