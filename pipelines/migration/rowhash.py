@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 import orjson
 import polars as pl
@@ -54,8 +54,21 @@ def _text(column: Column) -> pl.Expr:
 
 
 def _normal(series: pl.Series, column: Column) -> pl.Series:
-    if column.kind == "json":
-        texts = [None if text is None else comparable(orjson.loads(text)).decode() for text in series]
-    else:
-        texts = [None if text is None else f"{Decimal(text).normalize():f}" for text in series]
+    normal = _normal_json if column.kind == "json" else _normal_decimal
+    texts = [None if text is None else normal(text) for text in series]
     return pl.Series(column.name, texts, dtype=pl.String)
+
+
+def _normal_json(text: str) -> str:
+    """What is no JSON stays what it is: the target refuses it, and the record goes to quarantine."""
+    try:
+        return comparable(orjson.loads(text)).decode()
+    except orjson.JSONDecodeError:
+        return text
+
+
+def _normal_decimal(text: str) -> str:
+    try:
+        return f"{Decimal(text).normalize():f}"
+    except InvalidOperation:
+        return text
