@@ -13,7 +13,7 @@ from pipelines.migration.legacy_panel import (
     generate_legacy_panel,
     mapping_path,
 )
-from resources.databases import DEMO_TARGET, DatabasesResource, source_directory
+from resources.connections import DEMO_TARGET, source_directory, target_url
 from resources.siblings import recreate_sibling
 
 SOURCE = "legacy-panel.db"
@@ -44,6 +44,6 @@ def prepare_demo(settings: Settings, *, users: int) -> DemoData:
     source.unlink(missing_ok=True)
     expected = generate_legacy_panel(source, users=users)
     recreate_sibling(settings, DEMO_TARGET.replace("-", "_"))
-    create_target_schema(DatabasesResource().target_url(DEMO_TARGET))
+    create_target_schema(target_url(settings, DEMO_TARGET))
     planted = {name: count for name, count in expected.items() if name in DEFECTS and count}
     return DemoData(str(mapping_path()), SOURCE, DEMO_TARGET, planted)

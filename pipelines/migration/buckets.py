@@ -31,7 +31,8 @@ class Compared:
     matched: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     rows: list[tuple[str, str]] = field(default_factory=list)
-    unequal_buckets: int = 0
+    unequal: list[int] = field(default_factory=list)
+    """The numbers of the buckets that differ."""
 
 
 def compare(expected: Rows, found: Rows, *, first: int) -> Compared:
@@ -43,7 +44,7 @@ def compare(expected: Rows, found: Rows, *, first: int) -> Compared:
     sums, rows = _sums(expected), _sums(found)
     unequal = sorted(bucket for bucket in {*sums, *rows} if sums.get(bucket) != rows.get(bucket))
     total = sum(count for count, *_ in rows.values())
-    result = Compared(matched=total, unequal_buckets=len(unequal))
+    result = Compared(matched=total, unequal=unequal)
     size = max(total, sum(count for count, *_ in sums.values()), 1)
     at_once = max(1, COUNT * ROWS_IN_MEMORY // size)
     for start in range(0, len(unequal), at_once):

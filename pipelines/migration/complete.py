@@ -25,10 +25,18 @@ def complete(run: RunContext) -> StageOutcome:
         "entities": entities,
         "total": {key: sum(item[key] for item in entities.values()) for key in keys},
         "children": run.manifest.outcomes["load"].facts["import_stats"]["children"],
-        "verification": {key: verified[key] for key in ("ok", "tables", "orphans")},
+        "verification": {
+            "ok": verified["ok"],
+            "tables": {name: _counted(table) for name, table in verified["tables"].items()},
+            "orphans": verified["orphans"],
+        },
     }
     seconds = (datetime.now(UTC) - run.row.started_at).total_seconds()
     return run.finish("complete", {"statistics": statistics, "duration_seconds": round(seconds, 3)})
+
+
+def _counted(table: dict[str, Any]) -> dict[str, int]:
+    return {name: count for name, count in table.items() if name != "unequal"}
 
 
 def _totals(run: RunContext, entity: str) -> dict[str, int]:

@@ -98,11 +98,16 @@ class RunContext:
 
     def finish(self, stage: str, facts: dict[str, Any], *, at: datetime | None = None) -> StageOutcome:
         """Make a stage's outcome durable: from here on it is done."""
+        outcome = self.keep(stage, facts, at=at)
+        with self.target.transaction() as transaction:
+            update_run(transaction.connection, self.migration_id, stage=stage)
+        return outcome
+
+    def keep(self, stage: str, facts: dict[str, Any], *, at: datetime | None = None) -> StageOutcome:
+        """Make an outcome durable that does not bring the run on: of a verification, at any time."""
         outcome = StageOutcome(stage, at or datetime.now(UTC), facts, self.row.attempt)
         self.manifest.outcomes[stage] = outcome
         self.manifest.save()
-        with self.target.transaction() as transaction:
-            update_run(transaction.connection, self.migration_id, stage=stage)
         return outcome
 
     def set_status(self, status: str) -> None:

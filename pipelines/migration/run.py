@@ -31,6 +31,7 @@ from pipelines.migration.load import load
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.mapping import Mapping
 from pipelines.migration.quarantine import quarantined_events, refused_events, released_events
+from pipelines.migration.report import report_facts, write_report
 from pipelines.migration.rollback import rollback
 from pipelines.migration.schemacheck import check_schema, refuse_blockers
 from pipelines.migration.session import Session
@@ -38,7 +39,7 @@ from pipelines.migration.source import Source, open_source
 from pipelines.migration.told import Told
 from pipelines.migration.transform import transform
 from pipelines.migration.validate import refuse_excess, validate
-from pipelines.migration.verify import verify
+from pipelines.migration.verify import standing_rows, verify
 
 Work = Callable[[RunContext], Awaitable[StageOutcome]]
 """What a stage does when it is not done yet."""
@@ -200,6 +201,19 @@ class Migration:
         async with self._open(undoing=True) as run:
             told = Told(self._session.store, asyncio.get_running_loop())
             return await asyncio.to_thread(verify, run, self._source_if_there(), told)
+
+    async def rollback_preview(self) -> dict[str, Any]:
+        """What a rollback would take back now, table by table, and what others changed; nothing is undone."""
+        async with self._open(undoing=True) as run:
+            return await asyncio.to_thread(standing_rows, run)
+
+    async def report(self) -> dict[str, Any]:
+        """What the run came to so far, as plain JSON values; written as `report.json` and `report.html`
+        into its folder, too. Raises StageOrderError for a run that never began."""
+        async with self._open(undoing=True) as run:
+            facts = await asyncio.to_thread(report_facts, run)
+            await asyncio.to_thread(write_report, self._session.folder, facts)
+            return facts
 
     async def complete(self) -> StageOutcome:
         """End the run well and remove its staged files.

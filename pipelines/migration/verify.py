@@ -66,10 +66,11 @@ def verify(run: RunContext, source: Source | None, told: Told) -> StageOutcome:
     Without a source nothing is derived anew, and the facts say so. After a rollback: whether what the
     run had written is gone.
     """
-    run.require("verify", needs="load")
     if run.row.status in ("rolling_back", "rolled_back"):
-        with run.target.transaction() as transaction:
-            return StageOutcome("verify", run.manifest.outcomes["load"].at, _undone(run, transaction))
+        left = standing_rows(run)
+        ok = not any(item["standing"] for item in left["tables"].values())
+        return run.keep("undone", {"ok": ok, **left, "differences": []})
+    run.require("verify", needs="load")
     findings = _Findings()
     with run.target.transaction() as transaction:
         tables = {item.table.name: _compare(run, transaction, item, findings) for item in _written(run.plan)}
@@ -92,7 +93,7 @@ def verify(run: RunContext, source: Source | None, told: Told) -> StageOutcome:
     ok = not findings.differences and not any(facts["orphans"].values())
     ok = ok and all(item["balanced"] for item in facts["accounting"].values())
     ok = ok and all(item["ok"] for item in facts["sequences"].values())
-    return run.finish("verify", {"ok": ok, **facts, "differences": findings.differences[: 4 * FIRST]})
+    return run.keep("verify", {"ok": ok, **facts, "differences": findings.differences[: 4 * FIRST]})
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _written(plan: Plan) -> Iterator[Writes]:
 
 def _compare(
     run: RunContext, transaction: TargetTransaction, item: Writes, findings: _Findings
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """The rows of a table as they were meant, against the rows as they are."""
     table, names = item.table, [*item.columns]
     columns = [table.columns[name] for name in names]
@@ -143,7 +144,8 @@ def _compare(
         compared.counts["extra"] = 0
         compared.rows = [row for row in compared.rows if row[0] != "extra"]
     findings.add("rows", item.entity.name, table.name, compared)
-    return {"matched": compared.matched, **compared.counts, "others": others}
+    unequal = compared.unequal if alone or any(compared.counts.values()) else []
+    return {"matched": compared.matched, **compared.counts, "others": others, "unequal": unequal}
 
 
 def pages(transaction: TargetTransaction, table: Table, names: list[str]) -> Iterator[pl.DataFrame]:
@@ -161,7 +163,7 @@ def pages(transaction: TargetTransaction, table: Table, names: list[str]) -> Ite
 
 def _counts(compared: dict[str, Compared]) -> dict[str, Any]:
     return {
-        part: {"matched": item.matched, **item.counts, "unequal_buckets": item.unequal_buckets}
+        part: {"matched": item.matched, **item.counts, "unequal": item.unequal}
         for part, item in compared.items()
     }
 
@@ -260,23 +262,24 @@ def _sequences(plan: Plan, transaction: TargetTransaction) -> dict[str, dict[str
     return found
 
 
-def _undone(run: RunContext, transaction: TargetTransaction) -> dict[str, Any]:
-    """After a rollback: the rows that the run wrote and that still stand as it left them."""
+def standing_rows(run: RunContext) -> dict[str, Any]:
+    """For each table: the rows that the run wrote, those that still stand as it left them, and all rows."""
     tables: dict[str, dict[str, int]] = {}
-    for item in _written(run.plan):
-        standing = inserted = 0
-        for frame in written_to(transaction.connection, run.migration_id, item.table.name):
-            mine = frame.filter(pl.col("op").is_in(["insert", "update"]) & pl.col("after_hash").is_not_null())
-            now = transaction.after_hashes(item.table, _keys(item.table, mine["target_key"]))
-            hashes = zip(mine["target_key"], mine["after_hash"], strict=True)
-            standing += sum(now.get(key) == after for key, after in hashes)
-            inserted += mine.height
-        tables[item.table.name] = {
-            "written": inserted,
-            "standing": standing,
-            "rows": transaction.count(item.table),
-        }
-    return {"ok": not any(item["standing"] for item in tables.values()), "tables": tables, "differences": []}
+    with run.target.transaction() as transaction:
+        for item in _written(run.plan):
+            standing = wrote = 0
+            for frame in written_to(transaction.connection, run.migration_id, item.table.name):
+                mine = frame.filter(pl.col("op").is_in(["insert", "update"]))
+                now = transaction.after_hashes(item.table, _keys(item.table, mine["target_key"]))
+                hashes = zip(mine["target_key"], mine["after_hash"], strict=True)
+                standing += sum(now.get(key) == after for key, after in hashes)
+                wrote += mine.height
+            tables[item.table.name] = {
+                "written": wrote,
+                "standing": standing,
+                "rows": transaction.count(item.table),
+            }
+    return {"tables": tables}
 
 
 def _keys(table: Table, keys: Iterable[str]) -> list[Any]:
