@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from resources.migration_journal import BEAT_S, STEPS, MigrationJournal, percentage
+from resources.migration_journal import BEAT_S, STEPS, MigrationJournal, percentage, this_process
 
 _STEP_OF = {"schema": "check_schema"}
 _COUNTED = {
@@ -59,7 +59,7 @@ class Journaling:
     @asynccontextmanager
     async def during(self, **fields: Any) -> AsyncIterator[None]:
         """Write `fields`, then beat until the work is over, however it ends."""
-        await self._beat(**fields)
+        await self._beat(process=this_process(), **fields)
         beating = asyncio.create_task(self._beat_on())
         try:
             yield

@@ -1,15 +1,19 @@
 """The journal of migrations: a durable row for each, kept by whoever runs it, read by whoever asks.
 
 States: queued → running → completed, failed or cancelled; rolling_back → rolled_back. A row that is
-running or rolling back and whose heartbeat is older than 15 s reads as interrupted: its process died. A
-target is held by one row that is under way; the engine's own lease in the target has the last word.
+running or rolling back and whose heartbeat is older than 15 s, or whose process of this host is gone,
+reads as interrupted. A target is held by one row that is under way; the engine's own lease in the target
+has the last word.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import psutil
 
 from eventsourcing.canonical import decode, encode
 from eventsourcing.errors import NotFoundError
@@ -143,7 +147,7 @@ class MigrationJournal:
             if status is not None:
                 await _hold(transaction, str(asked["target"]), migration_id)
                 row.update(status=status, failure=None, ended_at=None)
-            row.update(request=asked, cancel_requested=False, heartbeat_at=datetime.now(UTC))
+            row.update(request=asked, cancel_requested=False, heartbeat_at=datetime.now(UTC), process=None)
             row = _plain(row)
             await transaction.put(MIGRATIONS, migration_id, row)
         return as_seen(row)
@@ -162,6 +166,18 @@ class MigrationJournal:
             await transaction.put(MIGRATIONS, migration_id, row)
         return as_seen(row)
 
+    async def interrupt(self, migration_id: str, run_id: str) -> bool:
+        """Say that the run which worked on a migration died; False when it had ended in order, or is
+        another one than the row names."""
+        async with self._storage.transaction() as transaction:
+            row = await transaction.get(MIGRATIONS, migration_id, lock=True)
+            if row is None or row.get("dagster_run_id") != run_id or row["status"] not in ALIVE:
+                return False
+            why = {"interrupted": row["status"], "failure": "its process died"}
+            row = _plain({**row, **why, "status": "interrupted", "ended_at": datetime.now(UTC)})
+            await transaction.put(MIGRATIONS, migration_id, row)
+        return True
+
     async def keep_report(self, migration_id: str, facts: dict[str, Any], html: str) -> None:
         """Keep the newest report of a migration."""
         async with self._storage.transaction() as transaction:
@@ -177,9 +193,27 @@ class MigrationJournal:
 def as_seen(row: dict[str, Any]) -> dict[str, Any]:
     """The row as a reader sees it: one whose process died is interrupted."""
     beat = datetime.fromisoformat(row["heartbeat_at"])
-    if row["status"] in ("running", "rolling_back") and datetime.now(UTC) - beat > STALE_AFTER:
+    is_stale = datetime.now(UTC) - beat > STALE_AFTER or _is_gone(row.get("process"))
+    if row["status"] in ("running", "rolling_back") and is_stale:
         return {**row, "status": "interrupted", "interrupted": row["status"]}
     return row
+
+
+def this_process() -> dict[str, Any]:
+    """What says which process works on a migration."""
+    process = psutil.Process()
+    return {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time()}
+
+
+def _is_gone(process: dict[str, Any] | None) -> bool:
+    """Whether a process of this host is gone; nobody knows of those of another host."""
+    if process is None or process["host"] != socket.gethostname():
+        return False
+    try:
+        found = psutil.Process(process["pid"])
+        return bool(found.create_time() != process["created"] or found.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def percentage(step: str, done: int, total: int) -> float:

@@ -96,7 +96,7 @@ class JournaledMigration:
         self.context.instance.add_run_tags(self.context.run_id, tags)
 
     async def report(self) -> Metadata:
-        """Make the migration's report anew and keep it where services read it; what shows it beside the run."""
+        """Make the report anew and keep it where services read it; what shows it beside the run."""
         facts = await self.engine.report()
         await self.journal.keep_report(self.migration_id, facts, page(facts))
         entities = facts["entities"]
