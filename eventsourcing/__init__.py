@@ -24,6 +24,8 @@ from eventsourcing.catalogue import (
 from eventsourcing.config import EventBusConfig, EventReplayConfig, EventStoreConfig, Settings
 from eventsourcing.drafts import ANY, NO_STREAM
 from eventsourcing.errors import (
+    BackfillRefusedError,
+    BreakingChangeError,
     ConcurrencyError,
     ConfigurationError,
     CursorAheadError,
@@ -34,6 +36,7 @@ from eventsourcing.errors import (
     NotFoundError,
     SchemaError,
     UnavailableError,
+    UpcastError,
 )
 from eventsourcing.events import (
     OCCURRED,
@@ -57,6 +60,7 @@ from eventsourcing.plugins import register_handler
 from eventsourcing.query import EventQuery
 from eventsourcing.replay import EventReplay, ReplayResult
 from eventsourcing.store import EventStore
+from eventsourcing.upcasting import upcast
 
 __all__ = [
     "ANY",
@@ -65,7 +69,9 @@ __all__ = [
     "AdminMigratedEvent",
     "AdminRolledBackEvent",
     "AuditEventHandler",
+    "BackfillRefusedError",
     "BaseEvent",
+    "BreakingChangeError",
     "ConcurrencyError",
     "ConfigurationError",
     "CursorAheadError",
@@ -108,9 +114,11 @@ __all__ = [
     "TypedEvent",
     "UUIDTransformedEvent",
     "UnavailableError",
+    "UpcastError",
     "UserMigratedEvent",
     "UserRolledBackEvent",
     "parse_event",
     "register_event",
     "register_handler",
+    "upcast",
 ]

@@ -20,6 +20,7 @@ from eventsourcing.drafts import prepare
 from eventsourcing.errors import InvalidEventError
 from eventsourcing.events import MAX_EVENT_BYTES, BaseEvent
 from eventsourcing.storage.base import NewEvent
+from eventsourcing.upcasting import SCHEMA_VERSION, VERSIONED, write_newest
 
 REQUIRED = frozenset({"event_type", "aggregate_id", "aggregate_type", "data"})
 ROWS_AT_MOST = 2**32
@@ -93,11 +94,33 @@ def to_chunk(frame: pl.DataFrame, ids: RowIds, *, first_row: int = 0) -> EventCh
         for name, form in _FORMS.items()
     }
     chunk = frame.select(first=pl.int_range(rows)).with_columns(**formed).select(*_FORMS)
+    digest = _digest(chunk.select(sorted(given)))
+    chunk = _newest(chunk, first_row)
     size = chunk["data"].str.len_bytes() + chunk["metadata"].str.len_bytes()
     _Column("data", size, first_row).refuse(
         size > MAX_EVENT_BYTES, f"more than {MAX_EVENT_BYTES} bytes encoded"
     )
-    return EventChunk(chunk, given, _digest(chunk.select(sorted(given))))
+    return EventChunk(chunk, given, digest)
+
+
+def _newest(chunk: pl.DataFrame, first_row: int) -> pl.DataFrame:
+    """The rows with their payloads at the newest version, and metadata that says which (upcasting)."""
+    names_one = chunk["metadata"].str.contains(f'"{SCHEMA_VERSION}"', literal=True)
+    rows = (chunk["event_type"].is_in(list(VERSIONED)) | names_one).arg_true()
+    if rows.is_empty():
+        return chunk
+    written: dict[str, list[str]] = {"data": [], "metadata": []}
+    for row in rows:
+        event_type, *texts = (chunk[name][row] for name in ("event_type", *written))
+        try:
+            values = write_newest(event_type, *map(decode, texts))
+        except InvalidEventError as error:
+            raise InvalidEventError(error.reason, field=error.field, index=first_row + row) from None
+        for column, value in zip(written.values(), values, strict=True):
+            column.append(encode(value).decode())
+    return chunk.with_columns(
+        chunk[name].scatter(rows, pl.Series(column)) for name, column in written.items()
+    )
 
 
 def _digest(frame: pl.DataFrame) -> str:
@@ -206,7 +229,8 @@ def _encoded(column: _Column) -> pl.Series:
     """Structs as JSON: by the frame's own encoder where it writes what the canonical form is."""
     if _is_plain(column.values.dtype):
         text = column.values.struct.json_encode()
-        for row in _suspects(text):
+        # A struct's type bounds its depth and its numbers, so only a NUL can be wrong: 5 times as fast.
+        for row in text.str.contains(r"\u0000", literal=True).arg_true():
             _canonical(column, row, column.values[row])
         return text
     return pl.Series([_canonical(column, row, value) for row, value in enumerate(column.values)])
@@ -224,7 +248,8 @@ def _is_plain(dtype: pl.DataType) -> bool:
         return all(_is_plain(field.dtype) for field in dtype.fields)  # type: ignore[arg-type]  # a class only where a schema names one
     if isinstance(dtype, pl.List):
         return _is_plain(dtype.inner)  # type: ignore[arg-type]  # a class only where a schema names one
-    return dtype in (pl.String, pl.Boolean, pl.Null) or dtype.is_integer()
+    wide = (pl.Int128, pl.UInt128)
+    return dtype in (pl.String, pl.Boolean, pl.Null) or (dtype.is_integer() and dtype not in wide)
 
 
 _FORMS: dict[str, Callable[[_Column], pl.Series]] = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from eventsourcing.canonical import decode, encode
 from eventsourcing.errors import InvalidEventError
 from eventsourcing.events import MAX_EVENT_BYTES, BaseEvent, RecordedEvent
 from eventsourcing.storage.base import NewEvent, settle_duplicate
+from eventsourcing.upcasting import SCHEMA_VERSION, VERSIONED, write_newest
 
 ANY: Final = -1
 """`expected_version`: append at whatever version the aggregate is."""
@@ -64,8 +65,12 @@ def _first_versions(events: Sequence[BaseEvent], expected: ExpectedVersion) -> d
 
 
 def _prepared(event: BaseEvent, following: dict[str, int]) -> NewEvent:
-    data = encode(event.data, field="data")
-    metadata = encode(event.metadata, field="metadata") if event.metadata else b"{}"
+    payload: Mapping[str, Any] = event.data
+    about: Mapping[str, Any] = event.metadata
+    if event.event_type in VERSIONED or SCHEMA_VERSION in about:
+        payload, about = write_newest(event.event_type, payload, about)
+    data = encode(payload, field="data")
+    metadata = encode(about, field="metadata") if about else b"{}"
     if len(data) + len(metadata) > MAX_EVENT_BYTES:
         raise InvalidEventError(f"more than {MAX_EVENT_BYTES} bytes encoded", field="data")
     version = event.event_version

@@ -7,6 +7,9 @@ EventSourcingError
 ├── DuplicateEventError         an event_id was used before with other content (event_id, field)
 ├── NotFoundError               nothing has this id (kind, key)
 ├── CursorAheadError            a reader knows positions that the store does not (cursor, head)
+├── UpcastError                 a stored payload cannot be read as the newest (event_id, event_type, version)
+├── BackfillRefusedError        rows of a backfill are no events, or not of the past (faults, count, rows)
+├── BreakingChangeError         the code's event schemas break those that others rely on (changes)
 ├── SchemaError                 the database's schema is not the one this version needs
 ├── UnavailableError            the database or the broker cannot be reached; retryable
 └── HandlerError                a handler gave up on an event (event_id, handler, attempts; cause kept)
@@ -16,6 +19,7 @@ The state left behind is the same for all that an append raises: nothing of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 
@@ -74,6 +78,39 @@ class CursorAheadError(EventSourcingError):
     def __init__(self, cursor: int, head: int) -> None:
         self.cursor, self.head = cursor, head
         super().__init__(f"cursor {cursor} is ahead of the store, whose last position is {head}")
+
+
+class UpcastError(EventSourcingError):
+    """A stored payload cannot be read: its version is not known here, or an upcast failed.
+
+    Nothing is skipped: whoever reads stops before the event, and goes on once the code is right.
+    """
+
+    def __init__(self, event_id: UUID, *, event_type: str, version: object, reason: str) -> None:
+        self.event_id, self.event_type, self.version, self.reason = event_id, event_type, version, reason
+        super().__init__(f"event {event_id} ({event_type}, schema_version {version}): {reason}")
+
+
+class BackfillRefusedError(EventSourcingError):
+    """A backfill has rows that are refused. Nothing was appended.
+
+    `faults` are sentences that begin with the row, the first ones of `count`; `rows` is how many there were.
+    """
+
+    def __init__(self, faults: Sequence[str], *, count: int, rows: int) -> None:
+        self.faults, self.count, self.rows = tuple(faults), count, rows
+        more = [f"and {count - len(faults)} more"] if count > len(faults) else []
+        head = f"{count} faults in {rows} rows; nothing was appended"
+        super().__init__("\n".join([head, *self.faults, *more]))
+
+
+class BreakingChangeError(EventSourcingError):
+    """The event classes do not keep to the schemas that were accepted. `changes` are sentences that name
+    type, field and cure. No file was changed."""
+
+    def __init__(self, changes: Sequence[str]) -> None:
+        self.changes = tuple(changes)
+        super().__init__("\n".join(self.changes))
 
 
 class SchemaError(EventSourcingError):

@@ -16,10 +16,26 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 from uuid import UUID
 
 import uuid_utils.compat
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from eventsourcing.canonical import decode, encode, utc
 from eventsourcing.errors import InvalidEventError
+from eventsourcing.upcasting import (
+    SCHEMA_VERSION,
+    VERSIONED,
+    Lineage,
+    read_newest,
+    register_lineage,
+    write_newest,
+)
 
 RESERVED_METADATA = frozenset({"traceparent", "dagster_run_id", "backfilled", "schema_version", "region"})
 """Keys of `metadata` that belong to the system; everything else in it is the caller's."""
@@ -145,8 +161,15 @@ class RecordedEvent(BaseEvent):
     recorded_at: UtcDatetime
 
     @classmethod
-    def from_store(cls, fields: dict[str, Any]) -> RecordedEvent:
-        """Wrap fields that the store itself wrote, without validating them a second time."""
+    def from_store(cls, fields: dict[str, Any], *, as_stored: bool = False) -> RecordedEvent:
+        """Wrap fields that the store itself wrote, without validating them a second time.
+
+        An old payload becomes the newest one, unless it is wanted `as_stored`. Raises UpcastError when it
+        cannot.
+        """
+        versioned = fields["event_type"] in VERSIONED or SCHEMA_VERSION in fields["metadata"]
+        if versioned and not as_stored:
+            read_newest(fields)
         event = _new(cls)
         _set(event, "__dict__", fields)
         _set(event, "__pydantic_fields_set__", _RECORDED_FIELDS)
@@ -154,7 +177,15 @@ class RecordedEvent(BaseEvent):
         _set(event, "__pydantic_private__", None)
         return event
 
+    @model_validator(mode="after")
+    def _read_newest(self) -> Self:
+        """One that is built from a dump, as a dead letter is, has the newest payload too."""
+        if self.event_type in VERSIONED or SCHEMA_VERSION in self.metadata:
+            read_newest(self.__dict__)
+        return self
 
+
+_DRAFT_FIELDS = frozenset(BaseEvent.model_fields)  # looking them up in the class costs more than the rest
 _RECORDED_FIELDS = set(RecordedEvent.model_fields)
 _new, _set = object.__new__, object.__setattr__  # a record is made for every row read
 
@@ -178,6 +209,19 @@ class TypedEvent(BaseEvent):
         class SeatBooked(TypedEvent, event_type="seat.booked", aggregate_type="seat", id_field="seat_id"):
             class Payload(EventPayload):
                 passenger: str
+
+    A payload that changes gets the next `schema_version`, and a function from the version before it;
+    stored events then read as the newest version:
+
+        class SeatBooked(..., schema_version=2):
+            class Payload(EventPayload):
+                given_name: str
+                family_name: str
+
+            @upcast(1)
+            def two_names(data):
+                given, _, family = data.pop("passenger").partition(" ")
+                return {**data, "given_name": given, "family_name": family}
     """
 
     model_config = ConfigDict(extra="ignore")  # whatever is not a field goes into the payload
@@ -190,17 +234,25 @@ class TypedEvent(BaseEvent):
     declared_type: ClassVar[str]
     declared_aggregate: ClassVar[str]
     id_field: ClassVar[str]
+    lineage: ClassVar[Lineage]
     payload_model: ClassVar[type[BaseModel]]
 
     _defaulted: frozenset[str] = PrivateAttr(default=frozenset())
 
     def __init_subclass__(
-        cls, *, event_type: str, aggregate_type: str, id_field: str = "aggregate_id", **kwargs: Any
+        cls,
+        *,
+        event_type: str,
+        aggregate_type: str,
+        id_field: str = "aggregate_id",
+        schema_version: int = 1,
+        **kwargs: Any,
     ) -> None:
         super().__init_subclass__(**kwargs)
         cls.declared_type = _known_type(event_type)
         cls.declared_aggregate = aggregate_type
         cls.id_field = id_field
+        cls.lineage = Lineage.of(cls, cls.declared_type, schema_version)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -213,7 +265,7 @@ class TypedEvent(BaseEvent):
     def __init__(self, **values: Any) -> None:
         if self.id_field != "aggregate_id" and self.id_field in values:
             values["aggregate_id"] = values.pop(self.id_field)
-        given = {name: values.pop(name) for name in list(values) if name not in BaseEvent.model_fields}
+        given = {name: values.pop(name) for name in list(values) if name not in _DRAFT_FIELDS}
         given = {**values.pop("data", {}), **given}
         values.setdefault("event_type", self.declared_type)
         values.setdefault("aggregate_type", self.declared_aggregate)
@@ -272,6 +324,7 @@ def register_event(cls: type[T]) -> type[T]:
     ):
         raise ValueError(f"event type {cls.declared_type!r} is registered by {known.__name__} already")
     _registry[cls.declared_type] = cls
+    register_lineage(cls.lineage)
     return cls
 
 
@@ -288,17 +341,22 @@ def registered_events() -> Iterable[type[TypedEvent]]:
 def parse_event(fields: Mapping[str, Any]) -> BaseEvent:
     """Build the typed event that a stranger's fields describe, as HTTP and imports do.
 
-    Raises InvalidEventError with the field's path: unknown type, missing or wrong field.
+    A payload whose metadata names an older `schema_version` is upcast first. Raises InvalidEventError
+    with the field's path: unknown type, missing or wrong field.
     """
     name = fields.get("event_type")
     cls = event_class(name) if isinstance(name, str) else None
     if cls is None:
         raise InvalidEventError("not a registered event type", field="event_type")
-    unknown = set(fields) - set(BaseEvent.model_fields)
+    unknown = set(fields) - _DRAFT_FIELDS
     if unknown:
         raise InvalidEventError("not a field of an event", field=min(unknown))
     if not isinstance(fields.get("data", {}), Mapping):
         raise InvalidEventError("must be an object", field="data")
+    about = fields.get("metadata")
+    if isinstance(about, Mapping) and SCHEMA_VERSION in about:
+        data, about = write_newest(cls.declared_type, fields.get("data", {}), about)
+        fields = {**fields, "data": data, "metadata": about}
     try:
         return cls(**fields)
     except ValidationError as error:

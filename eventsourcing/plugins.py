@@ -66,5 +66,5 @@ def load_plugins(settings: Settings) -> None:
 def _import(module: str) -> None:
     try:
         importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the latter two: an event that cannot be declared
         raise ConfigurationError(f"plugin {module!r} cannot be imported: {error}") from error

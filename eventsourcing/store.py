@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
@@ -26,6 +26,8 @@ from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.tail import Slice, follow
 
 if TYPE_CHECKING:
+    from eventsourcing.backfill import BackfillManifest, Progress
+    from eventsourcing.backfill_rows import Row
     from eventsourcing.frames import AppendManifest, Frames
 
 READ_BATCH = 1000
@@ -127,6 +129,33 @@ class EventStore:
             chunk_rows=chunk_rows,
             on_chunk=on_chunk,
         )
+
+    async def backfill(
+        self,
+        source: Iterable[Row] | Any,
+        *,
+        name: str,
+        merge: bool = False,
+        zone: tzinfo | None = None,
+        on_progress: Progress | None = None,
+    ) -> BackfillManifest:
+        """Append events from before there was this store, each at the date when it happened.
+
+        `source` is drafts, mappings of their fields, or a frame (Polars, Arrow) with such columns; rows
+        that are no drafts must be of registered types and fit their payloads. Versions follow from the
+        dates, and among equal ones from the order given. Calling it again under the same name appends
+        what is missing, and nothing else. `zone` is that of dates that name none.
+
+        Raises BackfillRefusedError, with nothing appended, naming the rows: a date that is missing, has
+        no zone or lies in the future, a row that is no event, and an aggregate in which later events are
+        stored unless `merge` says to append behind them; DuplicateEventError, with nothing appended, for
+        an event_id that names another stored event. Raises UnavailableError when the store is lost
+        on the way; whole chunks are appended then, and the same call completes them.
+        """
+        from eventsourcing.backfill import backfill  # loads polars
+
+        await self.initialize()
+        return await backfill(self, source, name=name, merge=merge, zone=zone, on_progress=on_progress)
 
     async def read(self, query: EventQuery, *, batch_size: int = READ_BATCH) -> AsyncIterator[RecordedEvent]:
         """Stream the committed events of a query, in its order."""

@@ -103,7 +103,7 @@ WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
 CLEAR = """
 ALTER TABLE events DISABLE TRIGGER USER;
-TRUNCATE events, states;
+TRUNCATE events, event_kinds, event_blocks, states;
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_hold_horizon;
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_refuse_change;
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_refuse_truncate;

@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
+from api.cli import schemas
+from api.cli.backfill import backfill_file
 from api.cli.screen import console, table
+from eventsourcing.asyncapi import asyncapi_document
 from eventsourcing.bootstrap import open_system
 from eventsourcing.canonical import encode
+from eventsourcing.config import Settings
 from eventsourcing.events import RecordedEvent
+from eventsourcing.plugins import load_plugins
 from eventsourcing.query import EventQuery
+from eventsourcing.schemas import as_text
 
 app = typer.Typer(no_args_is_help=True, help="Stored events.")
+app.add_typer(schemas.app, name="schemas")
+app.command("backfill")(backfill_file)
 
 Aggregate = Annotated[str | None, typer.Option("--aggregate", "-a", help="Only this aggregate_id.")]
 Types = Annotated[list[str] | None, typer.Option("--type", "-t", help="Only this type; may be repeated.")]
@@ -52,6 +61,25 @@ def tail_events(
 ) -> None:
     """Show events as they arrive, until Ctrl-C."""
     asyncio.run(_tail(_query(aggregate, types, correlation), after, as_json=as_json))
+
+
+@app.command("asyncapi")
+def describe_topics(
+    out: Annotated[Path | None, typer.Option(help="Write to this file; default: print.")] = None,
+) -> None:
+    """Describe Kafka's topics, keys, headers and payloads as an AsyncAPI 3.0 document."""
+    settings = Settings.load()
+    load_plugins(settings)
+    brokers = (settings.kafka_bootstrap_servers or "").split(",")
+    document = as_text(
+        asyncapi_document(
+            topic_prefix=settings.topic_prefix, brokers=[b.strip() for b in brokers if b.strip()]
+        )
+    )
+    if out is None:
+        sys.stdout.write(document)
+    else:
+        out.write_text(document, "utf-8")
 
 
 def _query(aggregate: str | None, types: list[str] | None, correlation: UUID | None) -> EventQuery:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from uuid import UUID
 
 from eventsourcing.canonical import comparable, decode
 from eventsourcing.errors import DuplicateEventError
@@ -74,6 +76,12 @@ class EventStorage(Protocol):
     async def head(self) -> int:
         """The highest committed position; 0 in an empty store."""
 
+    async def stored_ids(self, event_ids: Sequence[UUID]) -> set[UUID]:
+        """Those of these ids that name a stored event."""
+
+    async def latest_timestamps(self, aggregate_ids: Sequence[str]) -> dict[str, datetime]:
+        """The latest timestamp among the events of each of these aggregates that has events."""
+
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """Return True once events above `position` may have been appended, False after the timeout."""
 
@@ -117,6 +125,28 @@ class StateTransaction(Protocol):
     ) -> list[tuple[str, Any]]:
         """The next keys that begin with `prefix`, in byte order, beyond `after` in the direction read."""
 
+    async def count(self, table: StateTable, *, prefix: str = "") -> int:
+        """How many keys begin with `prefix`: how deep a group's dead letters are. Costs a look at each."""
+
+    async def delete_many(self, table: StateTable, keys: Sequence[str]) -> None:
+        """Remove keys, as dead letters that were re-driven together; those not there are none."""
+
+    async def purge(
+        self, table: StateTable, *, prefix: str = "", older_than_s: float | None = None, limit: int = 1000
+    ) -> int:
+        """Remove the first keys that begin with `prefix`, at most `limit`; return how many they were.
+
+        `older_than_s` spares those set within so many seconds, by the storage's clock: an idempotency
+        key lives for a day. Fewer than `limit` means that no more were to go. See `purge_all`.
+        """
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """A part of the transaction that can be undone alone, as one event of a batch.
+
+        An exception that leaves it undoes what was done in it, and passes on; whoever catches it goes
+        on with the transaction as it was before. May be nested.
+        """
+
 
 class StateStorage(Protocol):
     """Keyed states with transactions, and leases that one process holds at a time."""
@@ -132,11 +162,34 @@ class Storage(EventStorage, StateStorage, Protocol):
     """What a backend implements."""
 
 
-def settle_duplicate(new: NewEvent, stored: RecordedEvent) -> RecordedEvent:
-    """The stored event, when the caller's event says the same; else DuplicateEventError.
+async def purge_all(
+    storage: StateStorage,
+    table: StateTable,
+    *,
+    prefix: str = "",
+    older_than_s: float | None = None,
+    batch: int = 1000,
+) -> int:
+    """Purge a table in batches, each a transaction of its own; return how many keys went.
 
-    Only what the caller set is compared, in canonical JSON: a defaulted timestamp, defaulted payload
-    moments, version 0 and reserved metadata may differ.
+    For what a switched read model leaves behind, and for keys past their time: no long transaction, and
+    what went before a crash stays gone.
+    """
+    gone = 0
+    while True:
+        async with storage.transaction() as transaction:
+            count = await transaction.purge(table, prefix=prefix, older_than_s=older_than_s, limit=batch)
+        gone += count
+        if count < batch:
+            return gone
+
+
+def settle_duplicate(new: NewEvent, stored: RecordedEvent) -> RecordedEvent:
+    """The stored event as all read it, when the caller's event says the same; else DuplicateEventError.
+
+    `stored` is the event as it was stored; the caller's payload may be that one or the newest version
+    of it. Only what the caller set is compared, in canonical JSON: a defaulted timestamp, defaulted
+    payload moments, version 0 and reserved metadata may differ.
     """
     event = new.event
     given = event.model_fields_set
@@ -152,11 +205,14 @@ def settle_duplicate(new: NewEvent, stored: RecordedEvent) -> RecordedEvent:
             raise DuplicateEventError(event.event_id, field=name)
     if event.event_version and event.event_version != stored.event_version:
         raise DuplicateEventError(event.event_id, field="event_version")
-    if "data" in given and _differ(decode(new.data), stored.data, event.defaulted_payload):
+    newest = RecordedEvent.from_store(dict(vars(stored)))
+    if "data" in given and all(
+        _differ(decode(new.data), payload, event.defaulted_payload) for payload in (newest.data, stored.data)
+    ):
         raise DuplicateEventError(event.event_id, field="data")
     if "metadata" in given and _differ(decode(new.metadata), stored.metadata, RESERVED_METADATA):
         raise DuplicateEventError(event.event_id, field="metadata")
-    return stored
+    return newest
 
 
 def _differ(given: dict[str, Any], stored: dict[str, Any], ignored: frozenset[str]) -> bool:

@@ -36,6 +36,17 @@ _IDLE_TRIES, _IDLE_PAUSE_S = 5, 0.2
 _CREATE_LOCK = "SELECT pg_advisory_lock(17747, 2)"
 
 
+def _settings() -> dict[str, str]:
+    """What a new server is given in place of PostgreSQL's defaults, which are for machines of long ago: the
+    indexes of a large store stay in memory, and a bulk append does not checkpoint every few seconds."""
+    megabytes = psutil.virtual_memory().total // 2**20
+    return {
+        "shared_buffers": f"{max(128, min(megabytes // 16, 1024))}MB",
+        "max_wal_size": "4GB",
+        "checkpoint_timeout": "15min",
+    }
+
+
 class EmbeddedPostgres:
     """A PostgreSQL server on `{data_dir}/postgres`."""
 
@@ -64,7 +75,7 @@ class EmbeddedPostgres:
             # A cached handle may be of a server that was stopped since.
             PostgresServer._instances.pop(self._pgdata.resolve(), None)
             try:
-                return get_server(self._pgdata, cleanup_mode=None)
+                return self._server_of_directory()
             except PermissionError:
                 raise
             except Exception as error:
@@ -74,6 +85,18 @@ class EmbeddedPostgres:
                     ) from error
                 time.sleep(0.3 * (attempt + 1))
         raise AssertionError("unreachable")
+
+    def _server_of_directory(self) -> PostgresServer:
+        fresh = not (self._pgdata / "PG_VERSION").exists()
+        server = get_server(self._pgdata, cleanup_mode=None, start=False)
+        if fresh:
+            with server._lock:
+                server.ensure_pgdata_inited()
+                settings = "".join(f"{name} = '{value}'\n" for name, value in _settings().items())
+                with (self._pgdata / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
+                    file.write(settings)
+        server.start()
+        return server
 
     def running(self) -> bool:
         """Whether a server runs on the directory."""

@@ -7,6 +7,7 @@ State transactions run one at a time.
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -41,6 +42,7 @@ class InMemoryStorage:
         self._streams: dict[str, list[RecordedEvent]] = defaultdict(list)
         self._appended = asyncio.Event()
         self._states: dict[str, dict[str, bytes]] = defaultdict(dict)
+        self._changed: dict[str, dict[str, float]] = defaultdict(dict)
         self._state_lock = asyncio.Lock()
         self._leases: set[str] = set()
 
@@ -123,6 +125,15 @@ class InMemoryStorage:
         """See EventStorage.head."""
         return len(self._events)
 
+    async def stored_ids(self, event_ids: Sequence[UUID]) -> set[UUID]:
+        """See EventStorage.stored_ids."""
+        return {event_id for event_id in event_ids if event_id in self._by_id}
+
+    async def latest_timestamps(self, aggregate_ids: Sequence[str]) -> dict[str, datetime]:
+        """See EventStorage.latest_timestamps."""
+        streams = {aggregate_id: self._streams.get(aggregate_id) for aggregate_id in aggregate_ids}
+        return {key: max(event.timestamp for event in found) for key, found in streams.items() if found}
+
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """See EventStorage.wait."""
         if len(self._events) > position:
@@ -137,7 +148,7 @@ class InMemoryStorage:
     async def transaction(self) -> AsyncIterator[StateTransaction]:
         """See StateStorage.transaction."""
         async with self._state_lock:
-            transaction = _InMemoryTransaction(self._states)
+            transaction = _InMemoryTransaction(self._states, self._changed)
             yield transaction
             transaction.commit()
 
@@ -156,8 +167,8 @@ class InMemoryStorage:
 class _InMemoryTransaction:
     """Changes laid over the states until commit; None marks a deleted key."""
 
-    def __init__(self, states: dict[str, dict[str, bytes]]) -> None:
-        self._states = states
+    def __init__(self, states: dict[str, dict[str, bytes]], changed: dict[str, dict[str, float]]) -> None:
+        self._states, self._changed = states, changed
         self._changes: dict[str, dict[str, bytes | None]] = defaultdict(dict)
 
     def commit(self) -> None:
@@ -165,8 +176,10 @@ class _InMemoryTransaction:
             for key, value in changes.items():
                 if value is None:
                     self._states[table].pop(key, None)
+                    self._changed[table].pop(key, None)
                 else:
                     self._states[table][key] = value
+                    self._changed[table][key] = time.monotonic()
 
     async def get(self, table: StateTable, key: str, *, lock: bool = False) -> Any | None:  # noqa: ARG002 - one at a time
         stored = self._stored(table, key)
@@ -207,16 +220,45 @@ class _InMemoryTransaction:
         limit: int = 1000,
         backwards: bool = False,
     ) -> list[tuple[str, Any]]:
-        merged = {**self._states[table.name], **self._changes[table.name]}
-        keys = sorted(
-            (key for key, value in merged.items() if value is not None and key.startswith(prefix)),
-            key=str.encode,
-            reverse=backwards,
-        )
+        keys = self._keys(table, prefix)
         if after is not None:
             start = after.encode()
             keys = [key for key in keys if (key.encode() < start if backwards else key.encode() > start)]
-        return [(key, decode(merged[key] or b"null")) for key in keys[:limit]]
+        if backwards:
+            keys.reverse()
+        return [(key, decode(self._stored(table, key) or b"null")) for key in keys[:limit]]
+
+    async def count(self, table: StateTable, *, prefix: str = "") -> int:
+        return len(self._keys(table, prefix))
+
+    async def delete_many(self, table: StateTable, keys: Sequence[str]) -> None:
+        for key in keys:
+            await self.delete(table, key)
+
+    async def purge(
+        self, table: StateTable, *, prefix: str = "", older_than_s: float | None = None, limit: int = 1000
+    ) -> int:
+        keys = self._keys(table, prefix)
+        if older_than_s is not None:
+            changed, fresh, latest = self._changed[table.name], self._changes[table.name], time.monotonic()
+            keys = [key for key in keys if key not in fresh and latest - changed[key] > older_than_s]
+        await self.delete_many(table, keys[:limit])
+        return len(keys[:limit])
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        before = {table: dict(changes) for table, changes in self._changes.items()}
+        try:
+            yield
+        except BaseException:
+            self._changes = defaultdict(dict, before)
+            raise
+
+    def _keys(self, table: StateTable, prefix: str) -> list[str]:
+        """The keys that begin with a prefix, in byte order."""
+        merged = {**self._states[table.name], **self._changes[table.name]}
+        found = (key for key, value in merged.items() if value is not None and key.startswith(prefix))
+        return sorted(found, key=str.encode)
 
 
 def _detached(event: RecordedEvent) -> RecordedEvent:

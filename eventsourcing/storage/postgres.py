@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
+from uuid import UUID
 
 import asyncpg
 from sqlalchemy.engine import make_url
@@ -21,11 +23,13 @@ from sqlalchemy.engine import make_url
 from eventsourcing.errors import CursorAheadError, UnavailableError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
+from eventsourcing.storage import time_blocks
 from eventsourcing.storage.base import ChunkReceipt, NewEvent, StateTransaction, append_drafts
-from eventsourcing.storage.fragments import keyset_column, page
+from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keyset_column, page
+from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
-from eventsourcing.storage.postgres_rows import recorded_event, use_canonical_json
+from eventsourcing.storage.postgres_rows import in_utc, recorded_event, use_canonical_json
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.statements import statements
@@ -36,6 +40,16 @@ if TYPE_CHECKING:
 
 POLL_S = 0.02
 """How often a waiting reader asks whether anything has been drawn."""
+
+SESSION = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_sort": "off",
+    "enable_bitmapscan": "off",
+    "enable_seqscan": "off",
+    "max_parallel_workers_per_gather": "0",
+}
+"""One plan for every page, whatever its values: walk the index that holds the order, and stop at the page's
+end. A plan made for the values walks all positions in search of a type that only began late."""
 
 _EVENTS = statements("events")
 _STATES = statements("states")
@@ -51,6 +65,7 @@ class PostgresStorage:
         self._pool: asyncpg.Pool | None = None
         self._appender: Appender | None = None
         self._copier: FrameCopier | None = None
+        self._kinds = EventKinds()
         self._allocated = (0.0, 0)
 
     async def open(self) -> None:
@@ -63,11 +78,16 @@ class PostgresStorage:
                 self._url.set(drivername="postgresql").render_as_string(hide_password=False),
                 min_size=1,
                 max_size=self._pool_size,
-                init=use_canonical_json,
+                init=self._begin_session,
                 command_timeout=60,
                 timeout=10,
                 reset=_keep_session,
+                server_settings=SESSION,
             )
+
+    async def _begin_session(self, connection: asyncpg.Connection) -> None:
+        self._kinds.forget()
+        await use_canonical_json(connection)
 
     async def close(self) -> None:
         """See EventStorage.close."""
@@ -87,6 +107,7 @@ class PostgresStorage:
 
     async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
         """See EventStorage.append."""
+        await self._kinds.add(self.pool, {(new.event.aggregate_type, new.event.event_type) for new in events})
         self._appender = self._appender or Appender(self.pool, timeout_s=self._append_timeout_s)
         return await self._appender.append(events)
 
@@ -94,6 +115,9 @@ class PostgresStorage:
         """See EventStorage.append_chunk."""
         from eventsourcing.storage.postgres_frames import FrameCopier  # loads polars
 
+        await self._kinds.add(
+            self.pool, set(chunk.frame.select("aggregate_type", "event_type").unique().rows())
+        )
         self._copier = self._copier or FrameCopier(self.pool, timeout_s=self._append_timeout_s)
         return await self._copier.copy(chunk) or await append_drafts(self, chunk)
 
@@ -104,7 +128,28 @@ class PostgresStorage:
             head = await self.head()
             if query.after_position > head:
                 raise CursorAheadError(query.after_position, head)
+        if query.aggregate_types and not query.event_types:
+            narrowed = await self._kinds.narrowed(self.pool, query)
+            if narrowed is None:
+                return
+            query = narrowed
         left = sys.maxsize if query.limit is None else query.limit
+        for part in await self._parts(query):
+            async with aclosing(self._pages(part, batch_size, left)) as pages:
+                async for events in pages:
+                    left -= len(events)
+                    yield events
+
+    async def _parts(self, query: EventQuery) -> list[EventQuery]:
+        """The query in parts by position, without those that its window of time cannot touch."""
+        if not is_timed(query) or has_index_of_its_own(query):
+            return [query]
+        with translated():
+            return await time_blocks.narrowed(self.pool, query, await self.horizon())
+
+    async def _pages(
+        self, query: EventQuery, batch_size: int, left: int
+    ) -> AsyncGenerator[list[RecordedEvent], None]:
         size = min(batch_size, left)
         rows = await self._page(query, None, size) if size > 0 else []
         while rows:
@@ -132,6 +177,18 @@ class PostgresStorage:
     async def head(self) -> int:
         """See EventStorage.head."""
         return await self._number("head")
+
+    async def stored_ids(self, event_ids: Sequence[UUID]) -> set[UUID]:
+        """See EventStorage.stored_ids."""
+        with translated():
+            rows = await self.pool.fetch(_EVENTS["stored_ids"], list(event_ids))
+        return {row["event_id"] for row in rows}
+
+    async def latest_timestamps(self, aggregate_ids: Sequence[str]) -> dict[str, datetime]:
+        """See EventStorage.latest_timestamps."""
+        with translated():
+            rows = await self.pool.fetch(_EVENTS["latest_timestamps"], list(aggregate_ids))
+        return {row["aggregate_id"]: in_utc(row["latest"]) for row in rows}
 
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """See EventStorage.wait. All waiters of a process share one question every 20 ms."""

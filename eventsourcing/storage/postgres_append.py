@@ -125,7 +125,7 @@ class Appender:
         by_id = {new.event.event_id: new for new in pending}
         with translated():
             rows = await self._pool.fetch(_EVENTS["stored"], list(by_id))
-        events = map(recorded_event, rows)
+        events = (recorded_event(row, as_stored=True) for row in rows)
         return {event.event_id: settle_duplicate(by_id[event.event_id], event) for event in events}
 
     async def _refuse_conflict(self, pending: Sequence[NewEvent]) -> None:

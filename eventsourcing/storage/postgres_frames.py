@@ -22,6 +22,10 @@ from eventsourcing.storage.statements import statements
 _EVENTS = statements("events")
 _MOMENT = "%Y-%m-%d %H:%M:%S%.6f+00"
 _ESCAPED = ("aggregate_id", "aggregate_type", "metadata", "data")
+_HEADS = {"aggregate_id": pl.String, "head": pl.Int32}
+NO_HEADS = pl.DataFrame(schema=_HEADS)
+"""No stream looked up: all are new."""
+
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -35,7 +39,7 @@ class FrameCopier:
 
     async def copy(self, chunk: EventChunk) -> ChunkReceipt | None:
         """Store all rows; None when a constraint refused one, and then nothing of the chunk is stored."""
-        text = await asyncio.to_thread(_text, chunk.frame)
+        text = await asyncio.to_thread(as_text, chunk.frame)
         for look_up in (False, True) if self._expects_new_streams else (True,):
             try:
                 with translated(races_pass=True):
@@ -62,20 +66,17 @@ class FrameCopier:
         ):
             opened = await connection.fetchrow(_EVENTS["open_append"], looked_up, text.height)
             heads = pl.DataFrame({"aggregate_id": looked_up, "head": opened["versions"]}, _HEADS)
-            rows = _placed(text, heads, opened["positions"], opened["recorded_at"])
+            rows = placed(text, heads, opened["positions"], opened["recorded_at"])
             if rows is None:
                 return None, False
             await connection.copy_to_table(
-                "events", source=_written(rows), columns=rows.columns, format="text", timeout=self._timeout_s
+                "events", source=written(rows), columns=rows.columns, format="text", timeout=self._timeout_s
             )
         positions = opened["positions"]
         return ChunkReceipt(text.height, 0, positions[0], positions[-1]), not any(opened["versions"])
 
 
-_HEADS = {"aggregate_id": pl.String, "head": pl.Int32}
-
-
-def _text(frame: pl.DataFrame) -> pl.DataFrame:
+def as_text(frame: pl.DataFrame) -> pl.DataFrame:
     """The rows with moments and escapes as COPY's text format wants them (PostgreSQL documentation)."""
     for character, escape in _ESCAPES.items():
         there = [name for name in _ESCAPED if frame[name].str.contains(character, literal=True).any()]
@@ -83,7 +84,7 @@ def _text(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col("timestamp").dt.strftime(_MOMENT))
 
 
-def _placed(
+def placed(
     text: pl.DataFrame, heads: pl.DataFrame, positions: list[int], recorded_at: datetime
 ) -> pl.DataFrame | None:
     """The rows with versions after these heads and positions in their order, sorted by aggregate; None when
@@ -107,7 +108,8 @@ def _placed(
     )
 
 
-def _written(rows: pl.DataFrame) -> BytesIO:
+def written(rows: pl.DataFrame) -> BytesIO:
+    """The rows in COPY's text format."""
     text = BytesIO()
     rows.write_csv(text, include_header=False, separator="\t", quote_style="never", null_value="\\N")
     text.seek(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+from datetime import UTC, datetime
 
 import asyncpg
 
@@ -22,10 +22,14 @@ async def use_canonical_json(connection: asyncpg.Connection) -> None:
     )
 
 
-def recorded_event(row: asyncpg.Record) -> RecordedEvent:
-    """The event in a row of `select_events`."""
+def recorded_event(row: asyncpg.Record, *, as_stored: bool = False) -> RecordedEvent:
+    """The event in a row of `select_events`, with its newest payload or the one that is stored."""
     fields = dict(zip(_NAMES, row, strict=True))
     fields["event_type"] = _TYPES.get(fields["event_type"], fields["event_type"])
-    if fields["timestamp"].tzinfo is None:  # asyncpg keeps the first and the last moment as infinities
-        fields["timestamp"] = fields["timestamp"].replace(tzinfo=UTC)
-    return RecordedEvent.from_store(fields)
+    fields["timestamp"] = in_utc(fields["timestamp"])
+    return RecordedEvent.from_store(fields, as_stored=as_stored)
+
+
+def in_utc(moment: datetime) -> datetime:
+    """The moment as it was stored: asyncpg keeps the first and the last one as infinities without a zone."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import asyncpg
 
@@ -13,7 +14,11 @@ from eventsourcing.storage.postgres_errors import translated
 from eventsourcing.storage.statements import statements
 
 _STATES = statements("states")
-_END = "\U0010ffff"
+_END = "\U0010ffff" * 64
+"""Above whatever follows a prefix: in byte order nothing is above the last character, many times over."""
+
+_NEXT = "\x01"
+"""What makes the next text in byte order, for text holds no NUL."""
 
 
 class PostgresTransaction:
@@ -60,7 +65,45 @@ class PostgresTransaction:
         limit: int = 1000,
         backwards: bool = False,
     ) -> list[tuple[str, Any]]:
+        low, high = prefix, prefix + _END
+        if after is not None:  # bounds, and no condition of its own: a deep page starts where it begins
+            low, high = (low, min(high, after)) if backwards else (max(low, after + _NEXT), high)
         statement = _STATES["scan_backwards" if backwards else "scan"]
         with translated():
-            rows = await self._connection.fetch(statement, table.name, prefix, prefix + _END, after, limit)
+            rows = await self._connection.fetch(statement, table.name, low, high, limit)
         return [(row["key"], row["value"]) for row in rows]
+
+    async def count(self, table: StateTable, *, prefix: str = "") -> int:
+        with translated():
+            return cast(
+                int, await self._connection.fetchval(_STATES["count"], table.name, prefix, prefix + _END)
+            )
+
+    async def delete_many(self, table: StateTable, keys: Sequence[str]) -> None:
+        with translated():
+            await self._connection.execute(_STATES["delete_many"], table.name, list(keys))
+
+    async def purge(
+        self, table: StateTable, *, prefix: str = "", older_than_s: float | None = None, limit: int = 1000
+    ) -> int:
+        with translated():
+            return cast(
+                int,
+                await self._connection.fetchval(
+                    _STATES["purge"], table.name, prefix, prefix + _END, older_than_s, limit
+                ),
+            )
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        nested = self._connection.transaction()
+        with translated():
+            await nested.start()
+        try:
+            yield
+        except BaseException:
+            with translated():
+                await nested.rollback()
+            raise
+        with translated():
+            await nested.commit()

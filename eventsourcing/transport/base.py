@@ -29,7 +29,9 @@ class Subscription:
         return self.group or f"private/{self.handler.name}"
 
     def takes(self, event: BaseEvent) -> bool:
-        """Whether the handler gets the event."""
+        """Whether the handler gets the event. What a backfill brings is history: nobody outside is told."""
+        if event.metadata.get("backfilled") is True and not self.handler.replayable:
+            return False
         wanted = not self.event_types or event.event_type in self.event_types
         return wanted and self.handler.can_handle(event.event_type)
 

@@ -188,14 +188,18 @@ class Announcer:
         }
         await self._log.append_events([MigrationFailedEvent(**fields)])
 
-    async def append_frame(self, frame: pl.DataFrame, *parts: str) -> None:
-        """Append the events of a frame (see `eventframes`); the parts name it within the run.
+    def frame_name(self, *parts: str) -> str:
+        """The name of a frame of events within the run, of at most 225 characters."""
+        place = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:24]
+        return f"{self._row.migration_id[:200]}:{place}"
+
+    async def append_frame(self, frame: pl.DataFrame, name: str) -> None:
+        """Append the events of a frame (see `eventframes`).
 
         Under another metadata the same events go by another name: the store compares whole frames first.
         """
         told = hashlib.sha256(encode(self.metadata)).hexdigest()[:12]
-        name = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:24]
-        await self._log.append_frame(frame, name=f"{self._row.migration_id[:200]}:{name}:{told}")
+        await self._log.append_frame(frame, name=f"{name}:{told}")
 
     async def append(self, events: Iterable[BaseEvent]) -> None:
         """Append any events, a thousand at a time."""

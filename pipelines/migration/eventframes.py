@@ -1,14 +1,13 @@
 """The events of a chunk's records as one frame, made at the speed of columns.
 
-A frame has the columns that `EventStore.append_frame` takes. Ids are those of `deterministic_event_id`
-for the same parts, so an event made here and one made alone are the same event. Secret columns are
-masked before anything is encoded.
+A frame has the columns that `EventStore.append_frame` takes. An event's id follows from the run, the chunk
+and the record's place in it (`RowIds`), all of which are durable before the first event is appended; so
+a resumed run makes the same ids, which lie together in their index. Secret columns are masked before
+anything is encoded.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from datetime import datetime
 from uuid import UUID
 
@@ -16,6 +15,7 @@ import polars as pl
 import polars.selectors as cs
 
 from eventsourcing.canonical import encode, utc
+from eventsourcing.columnar import RowIds
 from pipelines.migration.context import RunContext
 from pipelines.migration.plan import EntityPlan
 from pipelines.migration.records import rolled_back_class, stream_of
@@ -24,38 +24,6 @@ _MAX_KEY = 200
 _UNPRINTABLE = r"[\p{C}\p{Z}--\x20]"
 """What `str.isprintable` refuses, or a little more: such keys are looked at one by one."""
 
-_DIGITS = "0123456789abcdef"
-_VARIANT = {digit: _DIGITS[8 | (number & 3)] for number, digit in enumerate(_DIGITS)}
-
-
-def event_ids(started_at: datetime, parts: Iterable[str], streams: pl.Series) -> pl.Series:
-    """`deterministic_event_id(started_at, *parts, stream)` of each stream, as text."""
-    prefix = hashlib.sha256("".join(f"{part}\x1f" for part in parts).encode())
-    digests = []
-    for stream in streams:
-        one = prefix.copy()
-        one.update(stream.encode())
-        digests.append(one.hexdigest())
-    digest = pl.Series("digest", digests, dtype=pl.String)
-    moment = f"{int(utc(started_at).timestamp() * 1000) & (2**48 - 1):012x}"
-    hexadecimal = pl.col("digest").str
-    return (
-        digest.to_frame()
-        .select(
-            pl.concat_str(
-                pl.lit(f"{moment[:8]}-{moment[8:]}-8"),
-                hexadecimal.slice(1, 3),
-                pl.lit("-"),
-                hexadecimal.slice(4, 1).replace_strict(_VARIANT, return_dtype=pl.String),
-                hexadecimal.slice(5, 3),
-                pl.lit("-"),
-                hexadecimal.slice(8, 12),
-            )
-        )
-        .to_series()
-        .alias("event_id")
-    )
-
 
 def migrated_frame(
     run: RunContext,
@@ -63,10 +31,13 @@ def migrated_frame(
     valid: pl.DataFrame,
     children: dict[str, pl.DataFrame],
     *,
+    name: str,
     outcomes: pl.Series,
     at: datetime,
 ) -> pl.DataFrame | None:
     """One event for each record of a loaded chunk that was not skipped; None when it emits none.
+
+    `name` is the chunk's in this run (`Announcer.frame_name`).
 
     `outcomes` says what became of each record; where the target held rows before, `action` tells it.
     """
@@ -80,8 +51,8 @@ def migrated_frame(
         _struct(run, valid, "s:", entity.secret_sources).alias("source_data"),
         _struct(run, valid, "t:", secret, key=entity.target_key).alias("target_data"),
     )
-    for name, frame in children.items():
-        made = _with_children(run, entity, made, name, frame)
+    for child, frame in children.items():
+        made = _with_children(run, entity, made, child, frame)
     told = [
         pl.col("target_data").struct.field(entity.mapping.natural_key).cast(pl.String).alias("username"),
         pl.col("source_data"),
@@ -93,9 +64,8 @@ def migrated_frame(
     made = made.filter(pl.col("_outcome") != "skipped")
     streams = streams_of(run, entity, cls.declared_aggregate, made["_record"])
     data = made.select(pl.struct(told).alias("data")).to_series()
-    parts = (run.migration_id, *run.announcer.attempt_of(cls.declared_type))
     cause = run.announcer.stage_id("validate")
-    return _events(run, parts, cls.declared_type, cls.declared_aggregate, streams, data, cause=cause, at=at)
+    return _events(run, name, cls.declared_type, cls.declared_aggregate, streams, data, cause=cause, at=at)
 
 
 def rolled_back_frame(
@@ -104,6 +74,7 @@ def rolled_back_frame(
     rollback_id: str,
     records: pl.DataFrame,
     *,
+    name: str,
     cause: UUID,
     at: datetime,
 ) -> pl.DataFrame | None:
@@ -113,14 +84,13 @@ def rolled_back_frame(
         return None
     fixed = {"rollback_id": rollback_id, "migration_id": run.migration_id}
     told = [
-        *(pl.lit(text).alias(name) for name, text in fixed.items()),
+        *(pl.lit(text).alias(field) for field, text in fixed.items()),
         pl.col("action"),
         pl.lit(_moment(at)).alias("rolled_back_at"),
     ]
     data = records.select(pl.struct(told).alias("data")).to_series()
     streams = streams_of(run, entity, cls.declared_aggregate, records["target_key"])
-    parts = (run.migration_id, rollback_id)
-    return _events(run, parts, cls.declared_type, cls.declared_aggregate, streams, data, cause=cause, at=at)
+    return _events(run, name, cls.declared_type, cls.declared_aggregate, streams, data, cause=cause, at=at)
 
 
 def streams_of(run: RunContext, entity: EntityPlan, kind: str, keys: pl.Series) -> pl.Series:
@@ -137,7 +107,7 @@ def streams_of(run: RunContext, entity: EntityPlan, kind: str, keys: pl.Series) 
 
 def _events(
     run: RunContext,
-    parts: Iterable[str],
+    name: str,
     event_type: str,
     aggregate_type: str,
     streams: pl.Series,
@@ -153,8 +123,9 @@ def _events(
         "causation_id": str(cause),
         "metadata": encode(run.announcer.metadata, field="metadata").decode(),
     }
+    ids = RowIds(name, run.row.started_at).of(0, streams.len())
     columns = [
-        event_ids(run.row.started_at, parts, streams),
+        pl.Series("event_id", ids, dtype=pl.String),
         streams.alias("aggregate_id"),
         data.alias("data"),
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from pipelines.migration.ahead import ahead
 from pipelines.migration.attempts import taken_in
 from pipelines.migration.chunks import remove_stage
 from pipelines.migration.context import RunContext, check_accounting
@@ -49,7 +50,7 @@ def _extract_entity(run: RunContext, entity: EntityPlan, snapshot: Snapshot) -> 
     frames = snapshot.chunks(
         entity.source, key=entity.mapping.key, columns=entity.columns, rows=run.plan.mapping.chunk.rows
     )
-    for number, frame in enumerate(frames, start=run.first_chunk):
+    for number, frame in enumerate(ahead(frames), start=run.first_chunk):
         if frame[entity.mapping.key].null_count():
             reason = f"rows of {entity.source.name!r} have a key that is not of its column's type"
             raise SourceError(reason, stage="extract")

@@ -141,13 +141,13 @@ async def _announce(
     run: RunContext, entity: EntityPlan, staged: _Staged, outcomes: pl.Series, at: datetime
 ) -> None:
     """Append the events of a chunk that is committed, and mark it."""
+    attempt = run.announcer.attempt_of("load")
+    name = run.announcer.frame_name("load", *attempt, entity.name, str(staged.chunk.number))
     frame = await asyncio.to_thread(
-        migrated_frame, run, entity, staged.frame, staged.children, outcomes=outcomes, at=at
+        migrated_frame, run, entity, staged.frame, staged.children, name=name, outcomes=outcomes, at=at
     )
     if frame is not None:
-        await run.announcer.append_frame(
-            frame, "load", *run.announcer.attempt_of("load"), entity.name, str(staged.chunk.number)
-        )
+        await run.announcer.append_frame(frame, name)
     await asyncio.to_thread(_mark_announced, run, entity, staged.chunk)
 
 

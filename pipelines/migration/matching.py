@@ -21,10 +21,8 @@ _MOST_NAMES = 100
 
 
 def match_existing(transaction: TargetTransaction, entity: EntityPlan, frame: pl.DataFrame) -> pl.DataFrame:
-    """Add `_existing`, true for records that are in the target, and `_taken:` marks; give matched records
-    their row's key, or renamed ones their new name."""
-    if entity.policy == "fail":
-        return frame.with_columns(pl.lit(value=False).alias("_existing"))
+    """Make `_existing` true for records that are in the target, and add `_taken:` marks; give matched
+    records their row's key, or renamed ones their new name."""
     natural = _natural(entity)
     frame = _found(transaction, entity, frame, natural)
     if entity.policy == "rename":

@@ -139,7 +139,8 @@ class PostgresTransaction(RelationalTransaction):
 
     def after_hashes(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
         text = sa.cast(sa.literal_column("mig_row"), sa.Text)
-        digest = sa.func.encode(sa.func.sha256(sa.func.convert_to(text, "UTF8")), "hex")
+        halves = (sa.func.to_hex(sa.func.hashtextextended(text, seed)) for seed in (0, 1))
+        digest = sa.func.concat(*(sa.func.lpad(half, 16, "0") for half in halves))
         return self._by_key(table, digest, keys)
 
     def images(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:

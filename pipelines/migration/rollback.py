@@ -157,11 +157,13 @@ async def _announce_records(
     run: RunContext, entity: EntityPlan, current: _Rollback, number: int, records: pl.DataFrame, at: datetime
 ) -> None:
     initiated = run.announcer.event_id(current.rollback_id, "initiated")
+    rollback_id = current.rollback_id
+    name = run.announcer.frame_name(rollback_id, entity.name, str(number))
     frame = await asyncio.to_thread(
-        rolled_back_frame, run, entity, current.rollback_id, records, cause=initiated, at=at
+        rolled_back_frame, run, entity, rollback_id, records, name=name, cause=initiated, at=at
     )
     if frame is not None:
-        await run.announcer.append_frame(frame, current.rollback_id, entity.name, str(number))
+        await run.announcer.append_frame(frame, name)
     await asyncio.to_thread(_mark_announced, run, entity, number, current)
 
 

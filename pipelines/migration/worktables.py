@@ -168,7 +168,11 @@ _RUN_COLUMNS = [runs.c[name] for name in RunRow.__dataclass_fields__]
 
 def create_work_tables(connection: sa.Connection) -> None:
     """Create what is missing of the work tables."""
+    is_new = not sa.inspect(connection).has_table(written.name)
     _metadata.create_all(connection)
+    if is_new and connection.dialect.name == "postgresql":
+        # What is packed already is not worth PostgreSQL's compression, which costs more than the insert.
+        connection.exec_driver_sql("ALTER TABLE mig_written ALTER COLUMN content SET STORAGE EXTERNAL")
 
 
 def find_run(connection: sa.Connection, migration_id: str) -> RunRow | None:
@@ -247,7 +251,8 @@ def save_written(
     connection: sa.Connection, migration_id: str, entity: str, number: int, *, table: str, frame: pl.DataFrame
 ) -> None:
     """Keep what a chunk did to a table; see WRITTEN."""
-    packed = frame.select(*WRITTEN).with_columns(pl.col("row_hash", "after_hash").str.decode("hex"))
+    record = pl.when(pl.col("record_key") != pl.col("target_key")).then("record_key")
+    packed = frame.select(*WRITTEN).with_columns(record, pl.col("row_hash", "after_hash").str.decode("hex"))
     buffer = io.BytesIO()
     packed.write_ipc(buffer, compression="lz4")
     connection.execute(
@@ -289,7 +294,8 @@ def id_map(connection: sa.Connection, migration_id: str, entity: str, table: str
 
 def _unpacked(content: bytes) -> pl.DataFrame:
     frame = pl.read_ipc(io.BytesIO(bytes(content)))
-    return frame.with_columns(pl.col("row_hash", "after_hash").bin.encode("hex")).select(*WRITTEN)
+    record = pl.coalesce("record_key", "target_key").alias("record_key")
+    return frame.with_columns(record, pl.col("row_hash", "after_hash").bin.encode("hex")).select(*WRITTEN)
 
 
 def records_left(

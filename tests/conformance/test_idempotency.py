@@ -16,6 +16,7 @@ from eventsourcing import (
     ConcurrencyError,
     DuplicateEventError,
     EventStore,
+    InvalidEventError,
     MigrationStartedEvent,
 )
 from eventsourcing.events import RESERVED_METADATA
@@ -65,12 +66,21 @@ async def test_a_moment_of_the_payload_that_the_caller_set_is_compared(store: Ev
     assert caught.value.field == "data"
 
 
-@pytest.mark.parametrize("key", sorted(RESERVED_METADATA))
+@pytest.mark.parametrize("key", sorted(RESERVED_METADATA - {"schema_version"}))
 async def test_reserved_metadata_is_not_compared(store: EventStore, key: str) -> None:
     event = draft(metadata={key: "first", "by": "us"})
     first = await store.append_event(event)
     assert await store.append_event(same(event, metadata={key: "second", "by": "us"})) == first
     assert await store.append_event(same(event, metadata={"by": "us"})) == first
+
+
+async def test_the_schema_version_of_a_type_of_nobody_is_not_compared(store: EventStore) -> None:
+    event = draft(metadata={"schema_version": 1})
+    first = await store.append_event(event)
+    assert await store.append_event(same(event, metadata={"schema_version": 2})) == first
+    for malformed in (0, True, "2", None):
+        with pytest.raises(InvalidEventError, match=r"metadata\.schema_version"):
+            await store.append_event(draft(metadata={"schema_version": malformed}))
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,27 @@ def test_every_python_block_of_the_readme_runs(block: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("guide", "shown", "prints"),
+    [
+        (
+            "change-an-event",
+            "print(SeatBooked.lineage.upcast({'passenger': 'Ada Lovelace'}, 1))",
+            ["{'given_name': 'Ada', 'family_name': 'Lovelace'}"],
+        ),
+        ("backfill", "", ["1", "0"]),
+    ],
+)
+def test_the_python_block_of_a_guide_does_what_it_says(guide: str, shown: str, prints: list[str]) -> None:
+    text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text("utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", text, re.S)
+
+    done = subprocess.run([sys.executable, "-c", block + shown], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == prints
+
+
+@pytest.mark.parametrize(
     "link", re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
 )
 def test_every_link_of_the_readme_leads_somewhere(link: str) -> None:

@@ -77,7 +77,8 @@ def test_text_that_no_event_can_hold_is_refused_by_its_field(text: str) -> None:
 
 def test_every_condition_of_a_query_has_a_fragment() -> None:
     shaping = {"limit", "backwards"}
-    assert set(CONDITIONS) | shaping == {field.name for field in fields(EventQuery)}
+    branching = {"event_types"}
+    assert set(CONDITIONS) | shaping | branching == {field.name for field in fields(EventQuery)}
 
 
 def test_values_are_parameters_never_text() -> None:
@@ -87,4 +88,7 @@ def test_values_are_parameters_never_text() -> None:
     )
     sql, values = page(query, cursor=3, size=10)
     assert "DROP" not in sql
-    assert values == [spiteful, [spiteful, "user.migrated"], [spiteful], 3, 10]
+    assert values == [spiteful, [spiteful], 3, [spiteful, "user.migrated"], 10]
+    sql, values = page(query.where(aggregate_id=None), cursor=3, size=10)
+    assert "DROP" not in sql
+    assert values == [[spiteful], 3, spiteful, "user.migrated", 10]

@@ -50,6 +50,13 @@ SELECT streams.aggregate_id,
        (SELECT max(e.event_version) FROM events e WHERE e.aggregate_id = streams.aggregate_id) AS version
 FROM unnest($1::text[]) AS streams (aggregate_id)
 
+-- name: stored_ids
+SELECT event_id FROM events WHERE event_id = ANY($1::uuid[])
+
+-- name: latest_timestamps
+SELECT aggregate_id, max("timestamp") AS latest FROM events
+WHERE aggregate_id = ANY($1::text[]) GROUP BY aggregate_id
+
 -- name: select_events
 -- The head of every read; conditions, order and limit are assembled from the table of fragments.
 SELECT event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp", correlation_id,
@@ -73,3 +80,27 @@ SELECT coalesce(max(position), 0) FROM events
 -- name: allocated
 -- Has anything been drawn since? Cheap enough to ask every 20 ms.
 SELECT pg_sequence_last_value('event_positions')
+
+-- name: add_kinds
+INSERT INTO event_kinds (aggregate_type, event_type) SELECT * FROM unnest($1::text[], $2::text[])
+ON CONFLICT DO NOTHING
+
+-- name: types_of_kinds
+-- The event types that occur with any of these aggregate types.
+SELECT DISTINCT event_type FROM event_kinds WHERE aggregate_type = ANY($1::text[]) ORDER BY event_type
+
+-- name: next_block
+-- The first block that is not written yet.
+SELECT coalesce(max(block) + 1, 0) FROM event_blocks
+
+-- name: add_blocks
+INSERT INTO event_blocks (block, earliest, latest)
+SELECT position >> 13, min("timestamp"), max("timestamp") FROM events
+WHERE position >= $1 AND position < $2 GROUP BY 1
+ON CONFLICT DO NOTHING
+
+-- name: blocks_between
+-- The blocks that hold events of a window of time; NULL leaves an end open.
+SELECT block FROM event_blocks
+WHERE latest >= coalesce($1, '-infinity'::timestamptz) AND earliest <= coalesce($2, 'infinity'::timestamptz)
+ORDER BY block

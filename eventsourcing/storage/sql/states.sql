@@ -23,13 +23,32 @@ DELETE FROM states WHERE table_name = $1 AND key = $2
 
 -- name: scan
 SELECT key, value FROM states
-WHERE table_name = $1 AND key >= $2 AND key < $3 AND ($4::text IS NULL OR key > $4)
-ORDER BY key LIMIT $5
+WHERE table_name = $1 AND key >= $2 AND key < $3 ORDER BY key LIMIT $4
 
 -- name: scan_backwards
 SELECT key, value FROM states
-WHERE table_name = $1 AND key >= $2 AND key < $3 AND ($4::text IS NULL OR key < $4)
-ORDER BY key DESC LIMIT $5
+WHERE table_name = $1 AND key >= $2 AND key < $3 ORDER BY key DESC LIMIT $4
+
+-- name: count
+SELECT count(*) FROM states WHERE table_name = $1 AND key >= $2 AND key < $3
+
+-- name: delete_many
+-- Locked in one order of rows for everyone: no deadlocks.
+DELETE FROM states WHERE table_name = $1 AND key IN (
+    SELECT key FROM states WHERE table_name = $1 AND key = ANY($2::text[]) ORDER BY key FOR UPDATE
+)
+
+-- name: purge
+-- In the same order of row locks. What another transaction sets again while this one waits is spared.
+WITH gone AS (
+    DELETE FROM states WHERE table_name = $1 AND key IN (
+        SELECT key FROM states
+        WHERE table_name = $1 AND key >= $2 AND key < $3
+          AND ($4::float8 IS NULL OR changed_at < clock_timestamp() - make_interval(secs => $4))
+        ORDER BY key LIMIT $5 FOR UPDATE
+    ) RETURNING key
+)
+SELECT count(*) FROM gone
 
 -- name: try_lease
 -- The two-key space of advisory locks is ours alone: the horizon uses the one-key space.

@@ -124,7 +124,7 @@ _OURS = {
     "imported_at",
     "completed_at",
 }
-_OURS |= {"migrated_at", "converted_at", "quarantined_at"}
+_OURS |= {"migrated_at", "converted_at", "quarantined_at", "initiated_at", "rolled_back_at"}
 
 
 def comparable_events(events: list[RecordedEvent]) -> list[Any]:
