@@ -128,6 +128,8 @@ class Settings(BaseSettings):
     """The target that jobs and services know as `target`; unset: a database beside the events."""
     source_dir: Path | None = None
     """The only directory that jobs read source files from; unset: `sources` in the data directory."""
+    connections_file: Path | None = None
+    """The sources and targets that jobs and services know by name, as YAML; unset: none."""
     hmac_secret: str | None = None
     """Keys the hashes that stand for secret fields; unset: made once and kept in the data directory."""
     bind_host: str = "127.0.0.1"
