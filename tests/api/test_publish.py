@@ -45,6 +45,15 @@ async def test_an_older_payload_that_says_its_version_is_taken_as_the_newest(
     assert_problem(unknown, 422, "invalid")
 
 
+async def test_nobody_posts_an_event_past_the_handlers_as_history(
+    events: httpx2.AsyncClient, unique: str
+) -> None:
+    response = await events.post("/events", json=a_body(unique, metadata={"backfilled": True}))
+    assert "backfilled" in str(assert_problem(response, 422, "invalid")["errors"])
+    batch = await events.post("/events/batch", json=[a_body(unique, metadata={"backfilled": True})])
+    assert_problem(batch, 422, "invalid")
+
+
 async def test_the_same_event_id_again_answers_200_and_stores_nothing(
     events: httpx2.AsyncClient, unique: str
 ) -> None:

@@ -18,6 +18,7 @@ from eventsourcing import (
     EventBus,
     EventBusConfig,
     EventStore,
+    InvalidEventError,
     RecordedEvent,
     UserMigratedEvent,
 )
@@ -177,6 +178,13 @@ async def test_ids_follow_from_what_a_row_says_and_from_the_name(store: EventSto
 
 
 SOON = (datetime.now(UTC) + timedelta(days=2)).isoformat()
+
+
+async def test_what_is_no_event_at_all_is_named(store: EventStore) -> None:
+    error = await refused(store, [user(1), 17, user(2)])
+    assert error.faults == ("row 2: int is no event",)
+    with pytest.raises(InvalidEventError, match="note: not a column of events"):
+        await store.backfill(as_frame([user(1, note="x")]), name="history")
 
 
 @pytest.mark.parametrize(
