@@ -67,7 +67,8 @@ class EventStorage(Protocol):
     def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
         """Stream what is committed and matches, in non-empty batches of at most `batch_size`.
 
-        Raises CursorAheadError when `after_position` lies above the head.
+        Raises CursorAheadError when `after_position` lies above the head, UpcastError once all before
+        an event that cannot be read is given.
         """
 
     async def horizon(self) -> int:

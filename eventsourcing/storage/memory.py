@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventsourcing.canonical import decode, encode
-from eventsourcing.errors import ConcurrencyError, CursorAheadError
+from eventsourcing.errors import ConcurrencyError, CursorAheadError, UpcastError
 from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import (
@@ -109,7 +109,12 @@ class InMemoryStorage:
             if query.limit is not None and taken >= query.limit:
                 break
             if query.matches(source[place]):
-                batch.append(_detached(source[place]))
+                try:
+                    batch.append(_detached(source[place]))
+                except UpcastError:
+                    if batch:
+                        yield batch
+                    raise
                 taken += 1
             if len(batch) == batch_size:
                 yield batch

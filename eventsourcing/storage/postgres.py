@@ -29,7 +29,7 @@ from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keys
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
-from eventsourcing.storage.postgres_rows import in_utc, recorded_event, use_canonical_json
+from eventsourcing.storage.postgres_rows import in_utc, recorded_events, use_canonical_json
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.statements import statements
@@ -158,7 +158,8 @@ class PostgresStorage:
             cursor = rows[-1][keyset_column(query)]
             upcoming = asyncio.create_task(self._page(query, cursor, size)) if size > 0 else None
             try:
-                yield list(map(recorded_event, rows))
+                for batch in recorded_events(rows):
+                    yield batch
                 rows = await upcoming if upcoming else []
             finally:
                 if upcoming:

@@ -49,6 +49,7 @@ DELETE FROM states WHERE table_name = $1 AND key IN (
 
 -- name: purge
 -- In the same order of row locks. What another transaction sets again while this one waits is spared.
+-- The keys of the prefix are walked: an index on changed_at would end the in-place updates of all states.
 WITH gone AS (
     DELETE FROM states WHERE table_name = $1 AND key IN (
         SELECT key FROM states
