@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.config import MigrateConfig
+from pipelines.ops import afterwards
 from pipelines.ops import migration as stages
 from pipelines.ops import replay as replays
 from resources.databases import DatabasesResource
@@ -55,7 +56,25 @@ def migrate() -> None:
 @dg.job(**_IN_PROCESS, tags={"owner": "migration"})
 def rollback() -> None:
     """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
-    stages.roll_back()
+    afterwards.roll_back()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "migration"})
+def plan_migration() -> None:
+    """Say what a migration would do, record by record, and write nothing."""
+    afterwards.preview()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "migration"})
+def verify_migration() -> None:
+    """Compare the target with what was migrated, with the events and with the source's own derivation."""
+    afterwards.verify_target()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "migration"})
+def retry_quarantine() -> None:
+    """Run what a migration left in quarantine again, after its mapping was mended."""
+    afterwards.retry_records()
 
 
 @dg.job(**_IN_PROCESS, tags={"owner": "replay"})
@@ -76,4 +95,13 @@ def validate_sequence() -> None:
     replays.check_sequence.alias("validate_sequence")()  # one name cannot be an op's and a job's
 
 
-JOBS = [migrate, rollback, replay, snapshot, validate_sequence]
+JOBS = [
+    migrate,
+    plan_migration,
+    verify_migration,
+    retry_quarantine,
+    rollback,
+    replay,
+    snapshot,
+    validate_sequence,
+]

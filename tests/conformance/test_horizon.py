@@ -174,8 +174,8 @@ async def test_four_filtered_readers_miss_nothing_of_sixteen_writers_with_two_th
     postgres: EventStore, database_url: str, connect: Connect
 ) -> None:
     async with EventStore(storage=PostgresStorage(database_url)) as elsewhere:
-        verdict = await traffic(postgres, connect, all_readers(elsewhere), scale=1000)
-    assert verdict.events > 16 * 1500
+        verdict = await traffic(postgres, connect, all_readers(elsewhere), scale=1150)
+    assert verdict.events > 16 * 2000
     assert verdict == Verdict(events=verdict.events)
 
 
