@@ -63,19 +63,17 @@ class Stage:
     async def plan(self, migration_id: str) -> bool:
         """Say what a run would do; it is held against what was planted."""
         plan_id = f"{migration_id}-plan"
-        await self._job(
-            "plan_migration", {"ops": {"preview": {"config": self.data.config(plan_id)}}}, plan_id
-        )
+        config = {"ops": {"preview": {"config": self.data.config(plan_id)}}}
+        await self._job("plan_migration", config, plan_id)
         facts = (await self.journal.get(plan_id) or {})["preview"]
         console.print(accounting(facts["entities"]))
         counts = facts["entities"]["users"]
         expected = sum(count for name, count in self.data.planted.items() if name != "bad_bcrypt")
-        good = facts["ok"] and (counts["quarantined"], counts["filtered"]) == (expected, self.data.removed)
         rows = self._rows()
-        console.print(
-            f"{tick(good and not sum(rows.values()))} planned, and nothing is written: {_said(rows)}"
-        )
-        return bool(good)
+        found = (counts["quarantined"], counts["filtered"], sum(rows.values()))
+        good = bool(facts["ok"]) and found == (expected, self.data.removed, 0)
+        console.print(f"{tick(good)} planned, and nothing is written: {_said(rows)}")
+        return good
 
     async def run_and_kill(self, migration_id: str, watch: Watch) -> bool:
         """Run the `migrate` job, and kill its process with SIGKILL when 40 % of the records are there."""
@@ -93,7 +91,7 @@ class Stage:
         done, total = watching.result()
         await over
         row = await self.journal.get(migration_id) or {}
-        good = row["status"] == "interrupted"
+        good = bool(row["status"] == "interrupted")
         share = 100 * done / max(total, 1)
         console.print(
             f"{tick(good)} [bold]kill -9[/bold] at {share:.0f} %: the migration is {row['status']}, "
@@ -179,7 +177,7 @@ class Stage:
         before = await self.system.store.horizon()
         await self.resume(migration_id, Watch(self.system.store, migration_id, after=before))
         row = await self.journal.get(migration_id) or {}
-        good = row["status"] == "completed"
+        good = bool(row["status"] == "completed")
         console.print(f"{tick(good)} run again: {_said(self._rows())}")
         return good
 

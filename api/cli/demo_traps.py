@@ -1,4 +1,4 @@
-"""The traps of this pair of systems: what each must come to, worked out from the source alone, and what it came to.
+"""The traps of this pair of systems: what each must come to, by the source alone, and what it came to.
 
 The expectations are computed here a second time, in plain Python over the legacy rows, by the rules of the
 two systems. Nothing of the mapping or of its transforms takes part.

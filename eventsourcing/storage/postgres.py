@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
@@ -189,6 +189,15 @@ class PostgresStorage:
         with translated():
             rows = await self.pool.fetch(_EVENTS["latest_timestamps"], list(aggregate_ids))
         return {row["aggregate_id"]: in_utc(row["latest"]) for row in rows}
+
+    async def last_versions(self, before: Mapping[str, int]) -> dict[str, dict[str, int]]:
+        """See EventStorage.last_versions."""
+        with translated():
+            rows = await self.pool.fetch(_EVENTS["last_versions"], list(before), list(before.values()))
+        found: dict[str, dict[str, int]] = {}
+        for row in rows:
+            found.setdefault(row["aggregate_id"], {})[row["event_type"]] = row["version"]
+        return found
 
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """See EventStorage.wait. All waiters of a process share one question every 20 ms."""

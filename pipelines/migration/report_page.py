@@ -67,7 +67,7 @@ def _figures(facts: Facts) -> str:
     arrived = sum(e["inserted"] + e["updated"] + e["unchanged"] for e in entities)
     shown = [
         ("records read", f"{sum(e['in'] for e in entities):,}"),
-        ("in the target", f"{arrived:,}"),
+        ("in the target" if facts["rolled_back"] is None else "were in the target", f"{arrived:,}"),
         ("in quarantine", f"{sum(e['quarantined'] for e in entities):,}"),
         ("left out by filters", f"{sum(e['filtered'] for e in entities):,}"),
         ("status", facts["status"].replace("_", " ")),

@@ -228,8 +228,7 @@ class Migration:
         async with self._stage("complete", work) as (run, outcome):
             await run.announcer.stage(outcome)
             await asyncio.to_thread(run.set_status, "completed")
-            for stage in ("extract", "transform", "valid"):
-                remove_stage(run.folder, stage)
+            await asyncio.to_thread(_remove_staged, run)
             return outcome
 
     async def fail(self, error: Exception) -> None:
@@ -253,7 +252,10 @@ class Migration:
         when the stage's files are gone.
         """
         async with self._open(undoing=True) as run:
-            return await rollback(run, reason=reason, to_stage=to_stage, force=force)
+            outcome = await rollback(run, reason=reason, to_stage=to_stage, force=force)
+            if to_stage is None:  # nothing goes on from here, and what is staged holds secrets
+                await asyncio.to_thread(_remove_staged, run)
+            return outcome
 
     def _source_if_there(self) -> Source | None:
         try:
@@ -274,3 +276,10 @@ class Migration:
             yield run
         finally:
             run.target.close()
+
+
+def _remove_staged(run: RunContext) -> None:
+    """Remove the rows that every attempt staged; what is in quarantine is told without any value."""
+    for attempt in run.attempts:
+        for stage in ("extract", "transform", "valid"):
+            remove_stage(attempt.folder, stage)

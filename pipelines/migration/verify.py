@@ -9,6 +9,7 @@ entity, the table, the key, the record and, where it can be known, the columns.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,7 @@ def verify(run: RunContext, source: Source | None, told: Told) -> StageOutcome:
         ok = not any(item["standing"] for item in left["tables"].values())
         return run.keep("undone", {"ok": ok, **left, "differences": []})
     run.require("verify", needs="load")
+    began = time.monotonic()
     findings = _Findings()
     with run.target.transaction() as transaction:
         tables = {item.table.name: _compare(run, transaction, item, findings) for item in _written(run.plan)}
@@ -93,7 +95,9 @@ def verify(run: RunContext, source: Source | None, told: Told) -> StageOutcome:
     ok = not findings.differences and not any(facts["orphans"].values())
     ok = ok and all(item["balanced"] for item in facts["accounting"].values())
     ok = ok and all(item["ok"] for item in facts["sequences"].values())
-    return run.keep("verify", {"ok": ok, **facts, "differences": findings.differences[: 4 * FIRST]})
+    facts["differences"] = findings.differences[: 4 * FIRST]
+    facts["seconds"] = round(time.monotonic() - began, 3)
+    return run.keep("verify", {"ok": ok, **facts})
 
 
 @dataclass(frozen=True)
