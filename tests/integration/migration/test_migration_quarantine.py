@@ -143,7 +143,7 @@ async def test_a_stopped_run_lets_go_of_the_target_and_goes_on_as_if_never_stopp
         migration = lab.migration(store)
 
         def stop_before_load(progress: Progress) -> None:
-            if progress.stage == "validate" and progress.entity == "users":
+            if (progress.stage, progress.entity) == ("validate", "users") and progress.done == progress.total:
                 stopping.stop()
 
         stopping = lab.migration(store, on_progress=stop_before_load)
