@@ -40,7 +40,8 @@ class EventStoreConfig(BaseModel):
 
 class EventBusConfig(BaseModel):
     """How events travel. Without bootstrap servers: over the store. `retry_delay` is in seconds and
-    doubles with each attempt, with full jitter."""
+    doubles with each attempt, with full jitter. `handler_timeout` bounds one attempt, `outage_pause` is
+    how long nobody calls what is away; both in seconds."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -48,6 +49,8 @@ class EventBusConfig(BaseModel):
     topic_prefix: str = Field(default="migration", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$")
     retry_attempts: int = Field(default=3, ge=0, le=100)
     retry_delay: float = Field(default=1.0, ge=0)
+    handler_timeout: float = Field(default=300.0, gt=0)
+    outage_pause: float = Field(default=5.0, gt=0)
     enable_dead_letter_queue: bool = True
 
 
@@ -99,6 +102,10 @@ class Settings(BaseSettings):
     topic_prefix: str = "migration"
     retry_attempts: int = Field(default=3, ge=0, le=100)
     retry_delay: float = Field(default=1.0, ge=0)
+    handler_timeout: float = Field(default=300.0, gt=0)
+    """How long one attempt of a handler may take, in seconds."""
+    outage_pause: float = Field(default=5.0, gt=0)
+    """How long a consumer group leaves alone what is away, in seconds."""
     plugins: str = ""
     """Modules to import in every process, separated by commas."""
     dagster_database_url: str | None = None
@@ -160,6 +167,8 @@ class Settings(BaseSettings):
             topic_prefix=self.topic_prefix,
             retry_attempts=self.retry_attempts,
             retry_delay=self.retry_delay,
+            handler_timeout=self.handler_timeout,
+            outage_pause=self.outage_pause,
         )
 
 
