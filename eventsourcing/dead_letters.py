@@ -196,8 +196,9 @@ async def _failed(
     transaction: StateTransaction, key: str, letter: DeadLetter, *, redriven: int = 0
 ) -> dict[str, Any]:
     """Add a failure to a stored letter, which keeps the time of its first one; return its row."""
-    row = await transaction.get(DEAD_LETTERS, key)
-    assert row is not None, "the caller saw it in this transaction"
+    stored = await transaction.get(DEAD_LETTERS, key)
+    assert stored is not None, "the caller saw it in this transaction"
+    row: dict[str, Any] = dict(stored)
     cause = letter.cause()
     first = row["first_failed_at"] if row["status"] == "failed" else cause["last_failed_at"]
     row.update(
