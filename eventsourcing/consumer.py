@@ -165,7 +165,7 @@ class GroupConsumer:
         """Record what is done when the work ends; without it some of it would only be repeated."""
         try:
             async with asyncio.timeout(5):
-                await self._commit(tasks, flow, flow.progress(patience_s=0), owner)
+                await self._commit(tasks, flow, flow.progress(), owner)
         except (EventSourcingError, TimeoutError) as error:
             _log.warning("group %s: the last checkpoint was not written: %s", self.identity, error)
 

@@ -1,16 +1,15 @@
 """What a consumer group has in hand: each aggregate's events on a lane of their own, in order.
 
 Lanes run side by side, so an aggregate that is slow or retries holds nobody else back; at most
-`IN_HAND` events are on their way, then reading pauses. A checkpoint is a position below which everything
-is handled or parked, but for the lanes that have been under way for longer than `PATIENCE_S`: those it
-names, each with the first position that is still to be handled.
+`IN_HAND` events are on their way, then reading pauses. A checkpoint is the position up to which
+everything was taken in hand, with the lanes still under way then: each with the first position that is
+to be handled. So it goes past a slow lane, and a restart repeats what was under way and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,23 +22,17 @@ from eventsourcing.transport.base import Subscription
 
 _log = logging.getLogger(__name__)
 
-IN_HAND = 1000
+IN_HAND = 500
+
 PATIENCE_S = 0.1
+"""How long recording waits for lanes to end, so that a busy group does not record every event."""
 
 Taker = Callable[[RecordedEvent], Subscription | None]
 
 
 @dataclass(slots=True)
-class Lane:
-    """The events of one aggregate on their way; the first one is being handled."""
-
-    events: deque[RecordedEvent] = field(default_factory=deque)
-    since: float = field(default_factory=time.monotonic)
-
-
-@dataclass(slots=True)
 class Progress:
-    """What can be recorded now: a position, the slow lanes at or below it, and what waits to be parked."""
+    """What can be recorded now: a position, the lanes still under way, and what is to be parked."""
 
     position: int
     held: dict[str, int]
@@ -57,16 +50,12 @@ class Flow:
     position: int
     parked: set[str] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _lanes: dict[str, Lane] = field(default_factory=dict)
+    _lanes: dict[str, deque[RecordedEvent]] = field(default_factory=dict)
     _failed: dict[str, DeadLetter] = field(default_factory=dict)
     _behind: dict[str, list[RecordedEvent]] = field(default_factory=dict)
     _count: int = 0
-    _floor: int = 0
     _room: asyncio.Event = field(default_factory=asyncio.Event)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self._floor = self.position
 
     async def take(self, tasks: asyncio.TaskGroup, event: RecordedEvent) -> None:
         """Take an event in hand, its aggregate's next one; wait while too much is on its way."""
@@ -96,24 +85,17 @@ class Flow:
             except TimeoutError:
                 self.changed.set()  # come back for what is still under way
 
-    def progress(self, *, patience_s: float = PATIENCE_S) -> Progress:
-        """What can be recorded now. Its position never falls behind one that was recorded."""
-        limit = time.monotonic() - patience_s
-        firsts = {name: lane.events[0].position for name, lane in self._lanes.items()}
-        position = self.position
-        for name, lane in self._lanes.items():
-            if lane.since > limit and firsts[name] > self._floor:
-                position = min(position, firsts[name] - 1)
+    def progress(self) -> Progress:
+        """What can be recorded now."""
         return Progress(
-            position,
-            {name: first for name, first in firsts.items() if first <= position},
-            {name: letter for name, letter in self._failed.items() if _place(letter) <= position},
-            {name: upto for name, events in self._behind.items() if (upto := _upto(events, position))},
+            self.position,
+            {name: lane[0].position for name, lane in self._lanes.items()},
+            dict(self._failed),
+            {name: list(events) for name, events in self._behind.items()},
         )
 
     def recorded(self, tasks: asyncio.TaskGroup, progress: Progress, released: set[str]) -> None:
         """Forget what was recorded; put the events of released aggregates on lanes again."""
-        self._floor = max(self._floor, progress.position)
         for name in progress.failed:
             del self._failed[name]
             self._count -= 1
@@ -142,42 +124,31 @@ class Flow:
         if name in self.parked:
             self._behind.setdefault(name, []).append(event)
         elif name in self._lanes:
-            self._lanes[name].events.append(event)
+            self._lanes[name].append(event)
         else:
-            lane = self._lanes[name] = Lane(deque([event]))
+            lane = self._lanes[name] = deque([event])
             tasks.create_task(self._run(name, lane))
 
-    async def _run(self, name: str, lane: Lane) -> None:
+    async def _run(self, name: str, lane: deque[RecordedEvent]) -> None:
         """Deliver a lane's events in order until it is empty or one of them is given up."""
-        while lane.events:
-            event = lane.events[0]
+        while lane:
+            event = lane[0]
             member = self.taker(event)
             try:
                 if member is not None:
                     await self.delivery.deliver(member.handler, event)
             except HandlerError as failure:
                 _log.error("group %s: %s; aggregate %s is parked", self.group, failure, name)
-                lane.events.popleft()
+                lane.popleft()
                 self._failed[name] = DeadLetter(event, failure)
                 self.parked.add(name)
-                if lane.events:
-                    self._behind[name] = list(lane.events)
+                if lane:
+                    self._behind[name] = list(lane)
                 break
-            lane.events.popleft()
-            lane.since = time.monotonic()
+            lane.popleft()
             self._count -= 1
             self._room.set()
         del self._lanes[name]
         self.changed.set()
         if not self._lanes:
             self._idle.set()
-
-
-def _place(letter: DeadLetter) -> int:
-    assert isinstance(letter.event, RecordedEvent), "a group over the store takes what the store recorded"
-    return letter.event.position
-
-
-def _upto(events: list[RecordedEvent], position: int) -> list[RecordedEvent]:
-    """The events at or below a position; they stand in order."""
-    return [event for event in events if event.position <= position]
