@@ -158,12 +158,12 @@ async def remove_letter(transaction: StateTransaction, group: str, aggregate_id:
     False, and nothing changed, when the letter is not there.
     """
     parked = await transaction.get(PARKED, _parked_key(group, aggregate_id), lock=True)
-    if parked is None or await transaction.get(DEAD_LETTERS, key) is None:
+    if await transaction.get(DEAD_LETTERS, key) is None:
         return False
     await transaction.delete(DEAD_LETTERS, key)
-    parked["letters"] -= 1
-    if parked["letters"] > 0:
-        await transaction.put(PARKED, _parked_key(group, aggregate_id), parked)
+    if parked is not None and parked["letters"] > 1:
+        row = {**parked, "letters": parked["letters"] - 1}
+        await transaction.put(PARKED, _parked_key(group, aggregate_id), row)
     else:
         await transaction.delete(PARKED, _parked_key(group, aggregate_id))
     return True

@@ -20,9 +20,18 @@ OWN_HANDLERS: tuple[tuple[EventHandler, str], ...] = (
 """The handlers of every installation and their consumer groups."""
 
 
+def group_handlers(group: str) -> list[EventHandler]:
+    """The handlers that a worker feeds in a consumer group; none of a group that is not the worker's."""
+    return [handler for handler, name in _members() if name == group]
+
+
+def _members() -> list[tuple[EventHandler, str]]:
+    return [*OWN_HANDLERS, *((entry.handler, entry.consumer_group) for entry in registered_handlers())]
+
+
 async def run_worker(system: System, stop: asyncio.Event) -> None:
     """Run read models and consumer groups until `stop` is set. Several workers share the work."""
-    for handler, group in (*OWN_HANDLERS, *((r.handler, r.consumer_group) for r in registered_handlers())):
+    for handler, group in _members():
         await system.bus.subscribe([], handler, consumer_group=group)
     await system.bus.start()
     storage = system.store.storage

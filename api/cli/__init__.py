@@ -22,6 +22,8 @@ MODULES = {
     "worker": "api.cli.worker",
     "migrate": "api.cli.migrate",
     "events": "api.cli.events",
+    "consumers": "api.cli.consumers",
+    "dlq": "api.cli.dlq",
     "db": "api.cli.db",
 }
 """Command → the module whose `app` it is, in the order of the help."""
