@@ -5,7 +5,7 @@ Re-drives and discards of one group are done by one process at a time, and each 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -34,20 +34,20 @@ class DeadLetterQueue:
         self._config = config or EventBusConfig()
 
     async def groups(self) -> dict[str, dict[str, Any]]:
-        """Each group that has parked aggregates → {aggregates, letters, oldest, by_fingerprint}."""
+        """Each group that has parked aggregates → {aggregates, letters, oldest, causes}.
+
+        `causes` tells each fingerprint's {aggregates, event_type, error, last_failed_at}, of the newest
+        failure among them; the fingerprint is "" where nothing has failed since a re-drive stopped.
+        """
         storage = await self._storage()
         found = {}
         for group in await parked_groups(storage):
             rows = [row async for _, row in parked_rows(storage, group)]
-            causes: dict[str, int] = {}
-            for row in rows:
-                cause = row.get("fingerprint") or ""
-                causes[cause] = causes.get(cause, 0) + 1
             found[group] = {
                 "aggregates": len(rows),
                 "letters": sum(row["letters"] for row in rows),
                 "oldest": min((row["since"] for row in rows), default=None),
-                "by_fingerprint": causes,
+                "causes": _causes(rows),
             }
         return found
 
@@ -77,9 +77,11 @@ class DeadLetterQueue:
         by: str,
         why: str,
         cap: int | None = None,
+        should_stop: Callable[[RedriveResult], bool] | None = None,
     ) -> RedriveResult:
         """Give the selected queues to the group's handlers, at most `cap` letters of them.
 
+        `should_stop` is asked before each letter, with what is done so far.
         Raises BusyError while another re-drive or discard of the group runs, ConfigurationError without
         a handler; then nothing was done.
         """
@@ -87,7 +89,9 @@ class DeadLetterQueue:
         async with self._alone(selection.group, handlers) as storage:
             entry = await self._begin(storage, "redrive", by=by, what=what, why=why)
             chosen = [row["aggregate_id"] for row in await self.preview(selection)]
-            result = await Redrive(storage, self._config, selection.group, handlers, cap).run(chosen)
+            result = await Redrive(
+                storage, self._config, selection.group, handlers, cap=cap, should_stop=should_stop
+            ).run(chosen)
             async with storage.transaction() as transaction:
                 await audit.complete(transaction, entry, asdict(result))
         return result
@@ -122,7 +126,7 @@ class DeadLetterQueue:
             behind = await dead_letters(storage, group, aggregate_id=aggregate_id, limit=1)
             result = RedriveResult(released=0 if behind else 1)
             if behind:
-                result = await Redrive(storage, self._config, group, handlers, None).run([aggregate_id])
+                result = await Redrive(storage, self._config, group, handlers).run([aggregate_id])
             async with storage.transaction() as transaction:
                 await audit.complete(transaction, entry, {"discarded": dropped, **asdict(result)})
         return result
@@ -168,6 +172,17 @@ class DeadLetterQueue:
     async def _storage(self) -> Storage:
         await self._store.initialize()
         return self._store.storage
+
+
+def _causes(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    causes: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row.get("last_failed_at", "")):
+        known = causes.get(row.get("fingerprint", ""), {"aggregates": 0})
+        causes[row.get("fingerprint", "")] = {
+            "aggregates": known["aggregates"] + 1,
+            **{name: row.get(name) for name in ("event_type", "error", "last_failed_at")},
+        }
+    return causes
 
 
 def _require(handlers: Sequence[EventHandler], group: str) -> None:

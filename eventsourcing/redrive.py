@@ -10,7 +10,7 @@ re-drive and changes no letter.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ class ParkedSelection:
 class RedriveResult:
     """What came of a re-drive. `letters` were handled; `released` and `failed` count aggregates.
 
-    `stopped` says why it ended before the end of the selection: its cap, or an outage.
+    `stopped` says why it ended before the end of the selection: its cap, an outage, or somebody's wish.
     """
 
     letters: int = 0
@@ -71,12 +71,14 @@ class Redrive:
         config: EventBusConfig,
         group: str,
         handlers: Sequence[EventHandler],
-        cap: int | None,
+        *,
+        cap: int | None = None,
+        should_stop: Callable[[RedriveResult], bool] | None = None,
     ) -> None:
         self._storage, self._group, self._handlers = storage, group, handlers
         breaker = CircuitBreaker(f"redrive/{group}", pause_s=config.outage_pause)
         self._delivery = Delivery(config, breaker)
-        self._left = cap
+        self._left, self._should_stop = cap, should_stop
         self.result = RedriveResult()
 
     async def run(self, aggregates: list[str]) -> RedriveResult:
@@ -110,6 +112,8 @@ class Redrive:
                     return
 
     def _may_go_on(self) -> bool:
+        if self._should_stop is not None and self._should_stop(self.result):
+            self.result.stopped = self.result.stopped or "asked to stop"
         if self._left == 0:
             self.result.stopped = self.result.stopped or "the cap is reached"
         elif self._left is not None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
+from rich.text import Text
 
 from api.cli.demo_data import DemoData, prepare_demo
 from api.cli.demo_watch import watch
@@ -150,7 +151,7 @@ async def _show_quarantine(system: System, data: DemoData, migration_id: str) ->
             name,
             data.planted.get(name, 0),
             actual.get(name, 0),
-            _tick(data.planted.get(name) == actual.get(name)),
+            Text.from_markup(_tick(data.planted.get(name) == actual.get(name))),
         )
         for name in sorted({*data.planted, *actual})
     ]

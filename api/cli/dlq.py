@@ -158,11 +158,11 @@ def _show_groups(groups: dict[str, dict[str, Any]], *, as_json: bool) -> None:
         _lines([{"group": name, **row} for name, row in groups.items()])
         return
     shown = [
-        (name, cause, count, row["letters"], row["oldest"])
+        (name, fingerprint, cause["aggregates"], cause["event_type"], cause["last_failed_at"], cause["error"])
         for name, row in groups.items()
-        for cause, count in sorted(row["by_fingerprint"].items(), key=lambda pair: -pair[1])
+        for fingerprint, cause in row["causes"].items()
     ]
-    columns = ("group", "fingerprint", "aggregates", "events of the group", "since")
+    columns = ("group", "fingerprint", "aggregates", "failed on", "last failure", "error")
     console.print(table("Parked", columns, shown))
 
 

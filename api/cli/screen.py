@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 console = Console()
 
@@ -33,7 +34,10 @@ def pairs(title: str, values: Mapping[str, Any]) -> Table:
     return made
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> str | Text:
+    """What stands in a table: a text as it is, whatever brackets it holds."""
+    if isinstance(value, Text):
+        return value
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, float):

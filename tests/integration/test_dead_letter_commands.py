@@ -110,7 +110,7 @@ def test_dead_letters_are_listed_shown_redriven_and_discarded(
     park(store_url, aggregates=3, rounds=2)
     (summary,) = lines(esm("dlq", "list", "--json"))
     assert (summary["group"], summary["aggregates"], summary["letters"]) == ("ledger", 3, 6)
-    (cause,) = summary["by_fingerprint"]
+    (cause,) = summary["causes"]
 
     preview = esm("dlq", "redrive", "ledger", "--fingerprint", cause, "--dry-run", "--json")
     assert {row["aggregate_id"] for row in lines(preview)} == {"user-0", "user-1", "user-2"}
