@@ -32,6 +32,7 @@ from eventsourcing.storage.postgres_rows import in_utc, recorded_event, use_cano
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.statements import statements
+from eventsourcing.storage.tallies import Tally, TallyQuery, count_in_database
 
 if TYPE_CHECKING:
     from eventsourcing.columnar import EventChunk
@@ -156,6 +157,10 @@ class PostgresStorage:
             async with self.pool.acquire(timeout=10) as connection, connection.transaction(readonly=True):
                 await connection.execute(_EVENTS["plan_for_values"])
                 return cast("list[asyncpg.Record]", await connection.fetch(sql, *values))
+
+    async def tally(self, query: TallyQuery) -> list[Tally]:
+        """See EventStorage.tally."""
+        return await count_in_database(self.pool, query)
 
     async def horizon(self) -> int:
         """See EventStorage.horizon."""
