@@ -16,6 +16,7 @@ from eventsourcing.readmodels import CHECKPOINTS, EVENT_STATISTICS_MODEL, READ_M
 from eventsourcing.storage.base import StateTable
 from eventsourcing.storage.tallies import TallyQuery
 from eventsourcing.testing import a_migration
+from tests.conformance.waiting import eventually
 from tests.factories import NOON, draft
 
 ODD_VALUES: list[Any] = [
