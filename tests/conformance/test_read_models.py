@@ -103,7 +103,7 @@ async def test_odd_payloads_never_stop_a_read_model_and_batches_do_not_show(
 async def test_callers_that_catch_up_together_count_everything_once(store: EventStore) -> None:
     async def write() -> None:
         for number in range(10):
-            await store.append_events(a_migration(f"m-{number}", users=3))
+            await store.append_events(a_migration(f"m-{number}", users=6))
 
     async def ask() -> None:
         for _ in range(10):
