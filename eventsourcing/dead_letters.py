@@ -182,9 +182,11 @@ async def fail_again(transaction: StateTransaction, group: str, key: str, letter
 
 
 def letter_event(row: dict[str, Any]) -> BaseEvent:
-    """The event of a stored letter."""
+    """The event of a stored letter, its payload at the newest version. Raises UpcastError."""
     fields = row["event"]
-    return RecordedEvent.model_validate(fields) if "position" in fields else BaseEvent.model_validate(fields)
+    if "position" not in fields:
+        return BaseEvent.model_validate(fields)
+    return RecordedEvent.from_store(dict(vars(RecordedEvent.model_validate(fields))))
 
 
 def letter_key(group: str, aggregate_id: str, place: int) -> str:

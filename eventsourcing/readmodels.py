@@ -12,8 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from eventsourcing.errors import CursorAheadError
-from eventsourcing.events import RecordedEvent
-from eventsourcing.folds import ADMIN_MIGRATIONS, EVENT_STATISTICS, USER_MIGRATIONS, Fold, State
+from eventsourcing.folds import (
+    ADMIN_MIGRATIONS,
+    EVENT_STATISTICS,
+    USER_MIGRATIONS,
+    Counted,
+    Fold,
+    State,
+)
 from eventsourcing.query import EventQuery
 from eventsourcing.statistics import (
     MIGRATION_STATISTICS,
@@ -25,6 +31,7 @@ from eventsourcing.statistics import (
 )
 from eventsourcing.storage.base import StateTable, StateTransaction, Storage
 from eventsourcing.storage.tallies import Tally, TallyQuery
+from eventsourcing.upcasting import VERSIONED
 
 CHECKPOINTS = StateTable("checkpoints")
 """Key: the consumer. Value: {position}, up to which everything is applied."""
@@ -82,27 +89,30 @@ class ReadModel:
 
     async def _advance(self, storage: Storage, done: int, horizon: int) -> int:
         """Apply one batch behind the checkpoint; return where the checkpoint stands, whoever moved it."""
-        upto = min(horizon, done + COUNTED) if self.fold.counted is not None else horizon
-        events: list[RecordedEvent] = []
-        if (plain := self._plain()) is not None:
+        plain, counted = self._split()
+        upto = horizon if counted is None else min(horizon, done + COUNTED)
+        tallies: list[Tally] = []
+        if plain is not None:
             query = EventQuery(event_types=plain, after_position=done, to_position=upto, limit=BATCH)
             async for batch in storage.read(query, batch_size=BATCH):
-                events += batch
-            upto = events[-1].position if len(events) == BATCH else upto
-        tallies = [Tally(event, 1) for event in events]
-        if self.fold.counted is not None:
-            counted = self.fold.counted
+                tallies += [Tally(event, 1) for event in batch]
+            upto = tallies[-1].event.position if len(tallies) == BATCH else upto
+        if counted is not None:
             tallies += await storage.tally(TallyQuery(done, upto, counted.types, counted.field))
         return await self._apply(storage, tallies, done, upto)
 
-    def _plain(self) -> tuple[str, ...] | None:
-        """The types to read one by one, () for all; None when every one is counted."""
+    def _split(self) -> tuple[tuple[str, ...] | None, Counted | None]:
+        """What to read one by one (None: nothing, (): everything), and what to count.
+
+        A payload with several versions is read: its fields show only after the upcast.
+        """
         types, counted = self.fold.types, self.fold.counted
         if counted is not None and counted.types is None:
-            return None
-        if types is None:
-            return ()
-        return tuple(sorted(types - (counted.types or frozenset() if counted else frozenset()))) or None
+            return None, counted
+        if types is None or counted is None or counted.types is None:
+            return tuple(sorted(types or ())), None
+        apart = counted.types if counted.field is None else counted.types - VERSIONED
+        return tuple(sorted(types - apart)) or None, Counted(apart, counted.field) if apart else None
 
     async def _apply(self, storage: Storage, tallies: Sequence[Tally], done: int, upto: int) -> int:
         """Apply what lies above `done` and move the checkpoint to `upto`; both, or neither when another

@@ -107,4 +107,4 @@ def _tally(
         "position": 0,
         "recorded_at": latest,
     }
-    return Tally(RecordedEvent.from_store(fields), times)
+    return Tally(RecordedEvent.from_store(fields, as_stored=True), times)

@@ -14,16 +14,19 @@ from eventsourcing import (
     DeadLetterQueue,
     EventBusConfig,
     EventStore,
+    EventType,
     InvalidEventError,
     NotFoundError,
     ParkedSelection,
     PermanentError,
+    upcasting,
 )
 from eventsourcing.dead_letters import dead_letters, lock_parked, parked_aggregates
 from eventsourcing.storage.memory import InMemoryStorage
 from eventsourcing.testing import InMemoryHandler
 from eventsourcing.transport.base import Subscription
 from eventsourcing.transport.memory import InMemoryTransport
+from eventsourcing.upcasting import Lineage
 from tests.conformance.test_bus import CONFIG, Transported, settled, transported, until, user, versions
 from tests.conformance.waiting import eventually
 
@@ -209,6 +212,24 @@ async def test_a_selection_takes_what_fits_and_a_cap_ends_it_and_the_rest_goes_o
     assert (nothing.letters, nothing.released) == (0, 0)
     assert (last.letters, last.released) == (1, 1)
     assert versions(handler.events) == {"user-1": [1, 2], "user-2": [1], "user-3": [1, 2]}
+
+
+async def test_a_letter_reads_at_the_version_that_the_code_is_at(
+    transported: Transported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = Patient()
+    await parked(transported, handler, [user(1, "poison")])
+    handler.cured = True
+    kind = str(EventType.USER_MIGRATED)
+    fixed = Lineage(kind, (lambda old: {**old, "username": "ann"},))
+    monkeypatch.setitem(upcasting._lineages, kind, fixed)
+    upcasting.VERSIONED.add(kind)
+    try:
+        await queue(transported).redrive(ALL, [handler], by="ann", why="fixed")
+    finally:
+        upcasting.VERSIONED.discard(kind)
+
+    assert [event.data["username"] for event in handler.events] == ["ann"]
 
 
 async def test_an_outage_ends_a_redrive_and_changes_no_letter(transported: Transported) -> None:

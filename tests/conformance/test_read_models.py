@@ -8,14 +8,21 @@ from typing import Any
 
 import pytest
 
-from eventsourcing import BaseEvent, CursorAheadError, EventStore, EventType, RecordedEvent
+from eventsourcing import BaseEvent, CursorAheadError, EventStore, EventType, RecordedEvent, upcasting
 from eventsourcing import readmodels as module
 from eventsourcing.folds import Fold, State, fold_events
 from eventsourcing.lag import lags
-from eventsourcing.readmodels import CHECKPOINTS, EVENT_STATISTICS_MODEL, READ_MODELS, ReadModel
+from eventsourcing.readmodels import (
+    CHECKPOINTS,
+    EVENT_STATISTICS_MODEL,
+    MIGRATION_STATISTICS_MODEL,
+    READ_MODELS,
+    ReadModel,
+)
 from eventsourcing.storage.base import StateTable
 from eventsourcing.storage.tallies import TallyQuery
 from eventsourcing.testing import a_migration
+from eventsourcing.upcasting import Lineage
 from tests.conformance.waiting import eventually
 from tests.factories import NOON, draft
 
@@ -98,6 +105,24 @@ async def test_odd_payloads_never_stop_a_read_model_and_batches_do_not_show(
         await store.append_events([odd_event(chance) for _ in range(40)])
         assert await model.catch_up(store.storage) == await store.horizon()
     await right(store, model)
+
+
+async def test_a_payload_with_several_versions_is_read_and_not_counted(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fields show only after the upcast: here the older version called the migration by another name."""
+    kind = str(EventType.USER_MIGRATED)
+    renamed = Lineage(kind, (lambda old: {**old, "migration_id": old.pop("run")},))
+    await store.append_events([draft("user-1", kind, aggregate_type="user", data={"run": "m-1"})])
+    monkeypatch.setitem(upcasting._lineages, kind, renamed)
+    upcasting.VERSIONED.add(kind)
+    try:
+        await MIGRATION_STATISTICS_MODEL.catch_up(store.storage)
+        await right(store, MIGRATION_STATISTICS_MODEL)
+        (key,) = await states(store, MIGRATION_STATISTICS_MODEL.table)
+        assert key.startswith("m-1")
+    finally:
+        upcasting.VERSIONED.discard(kind)
 
 
 async def test_callers_that_catch_up_together_count_everything_once(store: EventStore) -> None:
