@@ -141,9 +141,10 @@ class ReadModel:
             return position, await transaction.get(self.table, key) or self.fold.initial()
 
     async def _position(self, transaction: StateTransaction, *, lock: bool = False) -> int:
-        if lock:  # a row that is not there cannot be locked
-            await transaction.add(CHECKPOINTS, self.checkpoint_key, {"position": 0})
         checkpoint = await transaction.get(CHECKPOINTS, self.checkpoint_key, lock=lock)
+        if checkpoint is None and lock:  # a row that is not there cannot be locked
+            await transaction.add(CHECKPOINTS, self.checkpoint_key, {"position": 0})
+            checkpoint = await transaction.get(CHECKPOINTS, self.checkpoint_key, lock=True)
         return checkpoint["position"] if checkpoint else 0
 
     async def _index(self, transaction: StateTransaction, states: dict[str, State]) -> None:
@@ -230,10 +231,10 @@ async def current_event_statistics(storage: Storage) -> dict[str, Any]:
     A checkpoint far behind is moved first, so that what is counted at each call stays small. Raises
     CursorAheadError when it lies above the store's head.
     """
-    behind = await storage.head() - await EVENT_STATISTICS_MODEL.position(storage)
-    if behind > FEW or behind < 0:
-        await EVENT_STATISTICS_MODEL.catch_up(storage)
     position, state = await EVENT_STATISTICS_MODEL.state_at(storage, "all")
+    if not 0 <= await storage.head() - position <= FEW:
+        await EVENT_STATISTICS_MODEL.catch_up(storage)
+        position, state = await EVENT_STATISTICS_MODEL.state_at(storage, "all")
     for event, times in await storage.tally(TallyQuery(position, MAX_POSITION)):
         EVENT_STATISTICS.apply(state, event, times)
     return state
