@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -36,7 +38,7 @@ class Ledger(EventHandler):
             ledger.write(f"{event.aggregate_id} {event.event_version}\\n")
         await asyncio.sleep(float(os.environ.get("SLOW", "0")))
 
-register_handler(Ledger(), consumer_group="ledger")
+register_handler(Ledger(), consumer_group=os.environ.get("GROUP", "ledger"))
 """
 
 
@@ -57,10 +59,10 @@ def environment(store_url: str, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def esm(environment: dict[str, str], tmp_path: Path) -> Esm:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "api.cli", *arguments],
-            env=environment,
+            env={**environment, **changes},
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -74,14 +76,14 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def park(url: str, *, aggregates: int, rounds: int) -> None:
+def park(url: str, *, aggregates: int, rounds: int, group: str = "ledger") -> None:
     """Leave parked aggregates behind, each with a failed event and what waits behind it."""
 
     async def work() -> None:
         async with EventStore(storage=PostgresStorage(url)) as store:
             fails = InMemoryHandler(["user.migrated"], fails=lambda _: ValueError("poison"))
             bus = EventBus(EventBusConfig(retry_attempts=0), store=store)
-            await bus.subscribe([], fails, consumer_group="ledger")
+            await bus.subscribe([], fails, consumer_group=group)
             async with bus:
                 for round_ in range(rounds):
                     name = "poison" if round_ == 0 else "ann"
@@ -187,6 +189,23 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+def test_the_commands_of_the_guide_run(esm: Esm, store_url: str, tmp_path: Path) -> None:
+    """Those of the guide to the bus, in its order, on a store where the aggregates it names are parked."""
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "operate-the-bus.md").read_text("utf-8")
+    park(store_url, aggregates=20, rounds=2, group="accounts")
+    (tmp_path / "cured").touch()
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^esm .*$", guide, re.M)]
+    assert len(commands) == 10
+    everything = next(place for place, command in enumerate(commands) if "--cap" in command)
+    commands.append(commands.pop(everything))  # else nothing is left to discard
+
+    for command in commands:
+        done = esm(*command, GROUP="accounts")
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+
+    assert esm("dlq", "list", "--json").stdout == ""
 
 
 def test_consumers_are_shown_with_their_lag(esm: Esm, store_url: str) -> None:

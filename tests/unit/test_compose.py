@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +68,23 @@ def test_the_event_database_is_the_one_of_the_published_url(services: dict[str, 
         environment["POSTGRES_PASSWORD"],
         environment["POSTGRES_DB"],
     )
+
+
+def test_the_commands_of_the_guide_name_files_services_and_containers_that_are_there(
+    services: dict[str, Any],
+) -> None:
+    guide = (ROOT / "docs" / "guides" / "operate-the-bus.md").read_text("utf-8")
+    commands = re.findall(r"^docker.*$", guide, re.M)
+    containers = {service["container_name"] for service in services.values()}
+    assert len(commands) == 5
+    for command in map(shlex.split, commands):
+        if command[0] == "docker-compose":
+            assert command[command.index("-f") + 1] == KAFKA
+            assert set(command[4:]) <= {"-d", *services}, command
+        else:
+            assert command[3] in containers
+    shown = set(re.findall(r"localhost:\d+|kafka:\d+", guide))
+    assert shown == {"localhost:8080", "localhost:9092", "kafka:29092"}
 
 
 @pytest.mark.parametrize("file", [KAFKA, ZOOKEEPER])
