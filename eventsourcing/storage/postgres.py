@@ -12,7 +12,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
@@ -28,6 +28,7 @@ from eventsourcing.storage.fragments import is_timed, keyset_column, page
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
+from eventsourcing.storage.postgres_leases import hold
 from eventsourcing.storage.postgres_rows import in_utc, recorded_event, use_canonical_json
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
@@ -221,20 +222,10 @@ class PostgresStorage:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[bool]:
-        """See StateStorage.lease. The session's advisory lock dies with its connection; letting go waits
-        for the server, so that the next holder finds it free."""
-        with translated():
-            connection = await asyncpg.connect(
-                self._url.set(drivername="postgresql").render_as_string(hide_password=False), timeout=10
-            )
-        try:
-            with translated():
-                ours = bool(await connection.fetchval(_STATES["try_lease"], name))
+        """See StateStorage.lease."""
+        url = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+        async with hold(url, name) as ours:
             yield ours
-        finally:
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                await connection.execute(_STATES["release_lease"], name, timeout=5)
-            connection.terminate()
 
 
 async def _keep_session(connection: asyncpg.Connection) -> None:
