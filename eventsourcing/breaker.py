@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Literal, Protocol
 from weakref import WeakSet
 
@@ -71,7 +72,13 @@ class CircuitBreaker:
             await asyncio.sleep(left)
 
     async def call(self, work: Callable[[], Awaitable[None]]) -> None:
-        """See Breaker.call."""
+        """See Breaker.call. A success teaches a closed circuit without failures nothing: it costs nothing."""
+        if self._untroubled():
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - it is raised again, once the circuit knows
+                await self._pass(partial(_fail_with, error))
+            return
         if self._closed():
             await self._pass(work)
             return
@@ -81,6 +88,9 @@ class CircuitBreaker:
                 await self._pass(work)
         if closed:
             await self._pass(work)
+
+    def _untroubled(self) -> bool:
+        return self._inner is None or (self._closed() and not self._inner.context.failure_count)
 
     def _closed(self) -> bool:
         return self.state == "closed"
@@ -109,6 +119,10 @@ class CircuitBreaker:
             self._told = self.state
             if self._on_change is not None:
                 self._on_change(self._told)
+
+
+async def _fail_with(error: Exception) -> None:
+    raise error
 
 
 _breakers: WeakSet[CircuitBreaker] = WeakSet()

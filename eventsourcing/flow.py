@@ -18,6 +18,7 @@ from eventsourcing.dead_letters import DeadLetter
 from eventsourcing.delivery import Delivery
 from eventsourcing.errors import HandlerError
 from eventsourcing.events import RecordedEvent
+from eventsourcing.handlers import EventHandler
 from eventsourcing.transport.base import Subscription
 
 _log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ PATIENCE_S = 0.1
 """How long recording waits for lanes to end, so that a busy group does not record every event."""
 
 Taker = Callable[[RecordedEvent], Subscription | None]
+InHand = tuple[RecordedEvent, EventHandler]
+"""An event and the handler that takes it."""
 
 
 @dataclass(slots=True)
@@ -50,21 +53,22 @@ class Flow:
     position: int
     parked: set[str] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _lanes: dict[str, deque[RecordedEvent]] = field(default_factory=dict)
+    _lanes: dict[str, deque[InHand]] = field(default_factory=dict)
     _failed: dict[str, DeadLetter] = field(default_factory=dict)
-    _behind: dict[str, list[RecordedEvent]] = field(default_factory=dict)
+    _behind: dict[str, list[InHand]] = field(default_factory=dict)
     _count: int = 0
     _room: asyncio.Event = field(default_factory=asyncio.Event)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take(self, tasks: asyncio.TaskGroup, event: RecordedEvent) -> None:
         """Take an event in hand, its aggregate's next one; wait while too much is on its way."""
-        if self.taker(event) is not None:
+        member = self.taker(event)
+        if member is not None:
             while self._count >= IN_HAND:
                 self._room.clear()
                 self.changed.set()
                 await self._room.wait()
-            self._add(tasks, event)
+            self._add(tasks, (event, member.handler))
         self.reached(event.position)
 
     def reached(self, position: int) -> None:
@@ -89,9 +93,9 @@ class Flow:
         """What can be recorded now."""
         return Progress(
             self.position,
-            {name: lane[0].position for name, lane in self._lanes.items()},
+            {name: lane[0][0].position for name, lane in self._lanes.items()},
             dict(self._failed),
-            {name: list(events) for name, events in self._behind.items()},
+            {name: [event for event, _ in behind] for name, behind in self._behind.items()},
         )
 
     def recorded(self, tasks: asyncio.TaskGroup, progress: Progress, released: set[str]) -> None:
@@ -113,30 +117,28 @@ class Flow:
 
     def _release(self, tasks: asyncio.TaskGroup, name: str) -> None:
         self.parked.discard(name)
-        events = self._behind.pop(name)
-        self._count -= len(events)
-        for event in events:
-            self._add(tasks, event)
+        behind = self._behind.pop(name)
+        self._count -= len(behind)
+        for one in behind:
+            self._add(tasks, one)
 
-    def _add(self, tasks: asyncio.TaskGroup, event: RecordedEvent) -> None:
-        name = event.aggregate_id
+    def _add(self, tasks: asyncio.TaskGroup, one: InHand) -> None:
+        name = one[0].aggregate_id
         self._count += 1
         if name in self.parked:
-            self._behind.setdefault(name, []).append(event)
+            self._behind.setdefault(name, []).append(one)
         elif name in self._lanes:
-            self._lanes[name].append(event)
+            self._lanes[name].append(one)
         else:
-            lane = self._lanes[name] = deque([event])
+            lane = self._lanes[name] = deque([one])
             tasks.create_task(self._run(name, lane))
 
-    async def _run(self, name: str, lane: deque[RecordedEvent]) -> None:
+    async def _run(self, name: str, lane: deque[InHand]) -> None:
         """Deliver a lane's events in order until it is empty or one of them is given up."""
         while lane:
-            event = lane[0]
-            member = self.taker(event)
+            event, handler = lane[0]
             try:
-                if member is not None:
-                    await self.delivery.deliver(member.handler, event)
+                await self.delivery.deliver(handler, event)
             except HandlerError as failure:
                 _log.error("group %s: %s; aggregate %s is parked", self.group, failure, name)
                 lane.popleft()
