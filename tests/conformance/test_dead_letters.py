@@ -12,6 +12,7 @@ from eventsourcing import (
     BusyError,
     ConfigurationError,
     DeadLetterQueue,
+    EventBus,
     EventBusConfig,
     EventStore,
     EventType,
@@ -133,6 +134,18 @@ async def test_what_arrives_during_a_redrive_neither_overtakes_nor_is_lost(trans
         await settled(handler)
 
     assert versions(handler.events) == {f"user-{n}": list(range(1, rounds + 2)) for n in range(aggregates)}
+
+
+async def test_the_table_stays_without_the_topic(transported: Transported) -> None:
+    config = EventBusConfig(retry_attempts=0, enable_dead_letter_queue=False)
+    bus = EventBus(config, store=transported.store, use_memory=transported.use_memory)
+    handler = Patient()
+    await bus.subscribe([], handler, consumer_group="all")
+    async with bus:
+        await bus.publish_batch([user(1, "poison"), user(1)])
+        await quiet(transported, handler, 2)
+
+    assert len(await queue(transported).letters("all", "user-1")) == 2
 
 
 async def test_an_error_that_trying_again_cannot_help_parks_at_once(transported: Transported) -> None:
