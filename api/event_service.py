@@ -14,6 +14,9 @@ from fastapi.responses import Response
 from api.application import new_application
 from api.dependencies import OpenStore, event_json, json_response, reach
 from api.health import health_router
+from api.jobs import StartedOnDemand
+from api.launcher import Launcher, make_launcher
+from api.migrations import migrations, pages
 from api.paging import next_link, page_of_events, page_of_states
 from api.problems import NOT_FOUND, ProblemError, problem_of
 from api.requests import BatchRoute, JsonRoute
@@ -46,6 +49,7 @@ from eventsourcing.readmodels import (
     USER_MIGRATIONS_MODEL,
     ReadModel,
 )
+from resources.connections import read_connections
 
 READ = problems(406, 422, 503)
 WRITE = problems(400, 406, 409, 413, 415, 422, 503)
@@ -158,16 +162,21 @@ async def admin_migrations(
     return await _view(request, store, ADMIN_MIGRATIONS_MODEL, params)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service over the system that these settings describe."""
+def create_app(settings: Settings | None = None, launcher: Launcher | None = None) -> FastAPI:
+    """The service over the system that these settings describe; `launcher` replaces Dagster's."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_system(settings) as system:
-            app.state.system = system
-            yield
+            read_connections(system.settings)  # a wrong file is told now, not at the first migration
+            jobs = StartedOnDemand(launcher or make_launcher(system.settings))
+            app.state.system, app.state.launcher = system, jobs.started
+            try:
+                yield
+            finally:
+                await jobs.stop()
 
-    routers = [events, batches, views, health_router("event-service")]
+    routers = [events, batches, views, migrations, pages, health_router("event-service")]
     return new_application("Event Service", lifespan=lifespan, routers=routers)
 
 

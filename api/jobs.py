@@ -28,6 +28,30 @@ OBEY_S = 3.0
 """How long a replay may take to stop of itself before its run is ended."""
 
 
+class StartedOnDemand:
+    """A launcher that starts with the first job, for a service that most of the time runs none."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher, self._lock, self._is_started = launcher, asyncio.Lock(), False
+
+    async def started(self) -> Launcher:
+        """The launcher, started. Raises a 503 problem when it cannot start; the next call tries again."""
+        async with self._lock:
+            if not self._is_started:
+                try:
+                    await self._launcher.start()
+                except Exception as error:
+                    log.exception("no job can be started")
+                    raise ProblemError(UNAVAILABLE, "Jobs cannot be started here.") from error
+                self._is_started = True
+        return self._launcher
+
+    async def stop(self) -> None:
+        """Stop what was started."""
+        if self._is_started:
+            await self._launcher.stop()
+
+
 async def answer(store: EventStore, launcher: Launcher, job: str, op: str, config: dict[str, Any]) -> Any:
     """Run a short job and return its result.
 
@@ -36,7 +60,7 @@ async def answer(store: EventStore, launcher: Launcher, job: str, op: str, confi
     """
     result_id = uuid4().hex
     given = {"result_id": result_id, **{name: value for name, value in config.items() if value is not None}}
-    run_id = await _submit(launcher, job, {"ops": {op: {"config": given}}}, {})
+    run_id = await submit(launcher, job, {"ops": {op: {"config": given}}}, {})
     ended = await launcher.wait(run_id, ANSWER_S)
     async with store.storage.transaction() as transaction:
         row = await transaction.get(RESULTS, result_id) or {}
@@ -63,7 +87,7 @@ async def start_replay(store: EventStore, launcher: Launcher, request: ReplayReq
     replay_id = await journal.create(request)
     config = {"ops": {"replay_events": {"config": {"replay_id": replay_id}}}}
     try:
-        run_id = await _submit(launcher, "replay", config, {"replay_id": replay_id})
+        run_id = await submit(launcher, "replay", config, {"replay_id": replay_id})
     except ProblemError as problem:
         await journal.update(replay_id, status="failed", failure=problem.detail, end_time=datetime.now(UTC))
         raise
@@ -103,7 +127,8 @@ async def finished_replay(journal: ReplayJournal, replay_id: str, *, wait_s: flo
         pause = min(pause * 1.5, 0.5)
 
 
-async def _submit(launcher: Launcher, job: str, config: dict[str, Any], tags: dict[str, str]) -> str:
+async def submit(launcher: Launcher, job: str, config: dict[str, Any], tags: dict[str, str]) -> str:
+    """Start a job; its run's id. Raises a 503 problem when it does not start."""
     try:
         return await launcher.submit(job, config, tags)
     except Exception as error:

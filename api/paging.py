@@ -117,6 +117,11 @@ def _digest(params: PageParams) -> str:
     return hashlib.blake2s(f"{type(params).__name__}{filters}".encode(), digest_size=6).hexdigest()
 
 
+def position_before(params: PageParams) -> int | None:
+    """The position that the page begins after; None for the first page. Raises a 422 problem."""
+    return _number(key_before(params))
+
+
 def _number(key: str | None) -> int | None:
     if key is None:
         return None

@@ -98,6 +98,12 @@ class BatchRoute(JsonRoute):
     request_class = BatchRequest
 
 
+class HtmlRoute(JsonRoute):
+    """A route that answers a page."""
+
+    produces = "text/html"
+
+
 class StreamRoute(JsonRoute):
     """A route that answers a stream of server-sent events."""
 

@@ -219,6 +219,21 @@ class RecordQuarantinedEvent(
         quarantined_at: UtcDatetime = OCCURRED
 
 
+@register_event
+class RecordReleasedEvent(
+    TypedEvent, event_type=EventType.RECORD_RELEASED, aggregate_type="record", id_field="record_id"
+):
+    """A quarantined record went on in a later attempt: it was `migrated`, or is `filtered` now."""
+
+    class Payload(EventPayload):
+        migration_id: str
+        entity: str
+        source_key: str
+        attempt: int
+        outcome: str
+        released_at: UtcDatetime = OCCURRED
+
+
 class RolledBackPayload(EventPayload):
     """Which undoing took the record back, and how: `deleted` or `restored`."""
 

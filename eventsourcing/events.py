@@ -62,6 +62,7 @@ class EventType(StrEnum):
     UUID_TRANSFORMED = "uuid.transformed"
     DATETIME_CONVERTED = "datetime.converted"
     RECORD_QUARANTINED = "record.quarantined"
+    RECORD_RELEASED = "record.released"
     USER_ROLLED_BACK = "user.rolled_back"
     ADMIN_ROLLED_BACK = "admin.rolled_back"
     CUTOVER_CHANGED = "cutover.changed"

@@ -29,21 +29,27 @@ class Counted:
 
 
 class Fold(Protocol):
-    """One pure fold. `version` grows whenever the same events would give another state.
-
-    `types` are those that can concern it (None: all), `counted` says what it takes by number alone.
-    """
+    """One pure fold. `version` grows whenever the same events would give another state."""
 
     name: str
     version: int
-    types: frozenset[str] | None
-    counted: Counted | None
 
     def key(self, event: BaseEvent) -> str | None:
         """The key of the state that the event belongs to; None when the fold ignores it."""
 
     def initial(self) -> State:
         """The state before any event."""
+
+    def apply(self, state: State, event: BaseEvent) -> None:
+        """Change the state by one event."""
+
+
+class DurableFold(Fold, Protocol):
+    """A fold behind a read model: `types` are those that can concern it (None: all), `counted` says what
+    it takes by number alone (None: nothing)."""
+
+    types: frozenset[str] | None
+    counted: Counted | None
 
     def apply(self, state: State, event: BaseEvent, times: int = 1) -> None:
         """Change the state by one event; by `times` events that this one stands for, if it is counted."""

@@ -17,7 +17,7 @@ from eventsourcing.folds import (
     EVENT_STATISTICS,
     USER_MIGRATIONS,
     Counted,
-    Fold,
+    DurableFold,
     State,
 )
 from eventsourcing.query import EventQuery
@@ -54,7 +54,7 @@ REST_S = 0.02
 class ReadModel:
     """The durable form of one fold."""
 
-    def __init__(self, fold: Fold) -> None:
+    def __init__(self, fold: DurableFold) -> None:
         self.fold = fold
         self.table = StateTable(f"{fold.name}.v{fold.version}")
         self.checkpoint_key = f"read-model/{self.table.name}"

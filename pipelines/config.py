@@ -7,7 +7,7 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import Field
 
-from resources.databases import TARGET
+from resources.connections import TARGET
 
 OnFailure = Literal["keep", "rollback"]
 """What a failed stage leads to: everything stays and can be resumed, or is undone in the run."""
@@ -16,11 +16,24 @@ OnFailure = Literal["keep", "rollback"]
 class MigrateConfig(dg.Config):
     """One migration. Running it again under the same migration_id goes on where it stopped."""
 
-    mapping: str = Field(description="Name or path of a mapping file.")
-    source: str = Field(description="Name of a file in the source directory.")
+    mapping: str = Field(description="Name of a mapping file.")
+    source: str = Field(description="Name of a source, or of a file in the source directory.")
     target: str = Field(default=TARGET, description="Name of the target.")
     migration_id: str | None = Field(default=None, description="Made from the run's id unless given.")
     on_failure: OnFailure = Field(default="keep", description="keep, or rollback in the same run.")
+
+
+class VerifyConfig(dg.Config):
+    """Compare a target with what a migration migrated, at any time."""
+
+    migration_id: str
+
+
+class RetryConfig(dg.Config):
+    """Run what a migration left in quarantine again."""
+
+    migration_id: str
+    mapping: str | None = Field(default=None, description="The mended mapping; the same name unless given.")
 
 
 class RollbackConfig(dg.Config):
@@ -28,6 +41,9 @@ class RollbackConfig(dg.Config):
 
     migration_id: str
     reason: str = "asked for"
+    to_stage: str | None = Field(default=None, description="Go back to after this stage only.")
+    force: bool = Field(default=False, description="Undo what others changed since, too.")
+    dry_run: bool = Field(default=False, description="Say what would be undone, and undo nothing.")
 
 
 class ReplayConfig(dg.Config):

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.config import MigrateConfig
-from pipelines.ops import dead_letters
+from pipelines.ops import afterwards, dead_letters
 from pipelines.ops import migration as stages
 from pipelines.ops import replay as replays
 from resources.databases import DatabasesResource
@@ -56,7 +56,25 @@ def migrate() -> None:
 @dg.job(**_IN_PROCESS, tags={"owner": "migration"})
 def rollback() -> None:
     """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
-    stages.roll_back()
+    afterwards.roll_back()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "migration"})
+def plan_migration() -> None:
+    """Say what a migration would do, record by record, and write nothing."""
+    afterwards.preview()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "migration"})
+def verify_migration() -> None:
+    """Compare the target with what was migrated, with the events and with the source's own derivation."""
+    afterwards.verify_target()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "migration"})
+def retry_quarantine() -> None:
+    """Run what a migration left in quarantine again, after its mapping was mended."""
+    afterwards.retry_records()
 
 
 @dg.job(**_IN_PROCESS, tags={"owner": "replay"})
@@ -83,4 +101,14 @@ def redrive() -> None:
     dead_letters.redrive_dead_letters()
 
 
-JOBS = [migrate, rollback, replay, snapshot, validate_sequence, redrive]
+JOBS = [
+    migrate,
+    plan_migration,
+    verify_migration,
+    retry_quarantine,
+    rollback,
+    replay,
+    snapshot,
+    validate_sequence,
+    redrive,
+]

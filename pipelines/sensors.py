@@ -22,7 +22,8 @@ from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.events import EventType, RecordedEvent
 from eventsourcing.query import EventQuery
 from pipelines.config import RedriveConfig, SequenceConfig, SnapshotConfig
-from pipelines.jobs import redrive, snapshot, validate_sequence
+from pipelines.jobs import migrate, redrive, retry_quarantine, rollback, snapshot, validate_sequence
+from resources.migration_journal import MigrationJournal
 
 _SEQUENCE = [str(event_type) for event_type in MIGRATION_SEQUENCE]
 
@@ -80,6 +81,27 @@ def _preview(group: str, fingerprint: str, moment: str) -> dg.RunRequest:
 async def _parked() -> dict[str, dict[str, Any]]:
     async with open_system(Settings.load()) as system:
         return await DeadLetterQueue(system.store).groups()
+
+
+@dg.run_failure_sensor(
+    monitored_jobs=[migrate, retry_quarantine, rollback],
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+)
+def crashed_migrations(context: dg.RunFailureSensorContext) -> None:
+    """Say of a migration whose run died that it was interrupted, and report it; a person may resume it.
+
+    A run that failed in order has said so itself, and is left as it is.
+    """
+    run = context.dagster_run
+    migration_id = run.tags.get("migration_id")
+    if migration_id is not None and asyncio.run(_interrupt(migration_id, run.run_id)):
+        context.log.error("migration %s was interrupted: its run %s died", migration_id, run.run_id)
+
+
+async def _interrupt(migration_id: str, run_id: str) -> bool:
+    async with open_system(Settings.load()) as system:
+        return await MigrationJournal(system.store.storage).interrupt(migration_id, run_id)
 
 
 async def _completed(after: int | None) -> tuple[list[RecordedEvent], int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from eventsourcing.config import Settings
-from eventsourcing.errors import NotFoundError
+from resources.connections import mapping_file
 
 
 class WorkspaceResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # its value is itself
@@ -22,15 +22,8 @@ class WorkspaceResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # i
         return folder
 
     def mapping(self, name: str) -> Path:
-        """The mapping file of a name below `mappings`, with or without `.yaml`, or of a path.
-
-        Raises NotFoundError.
-        """
-        shelf = Settings.load().data_dir / "mappings"
-        for candidate in (Path(name), shelf / name, shelf / f"{name}.yaml"):
-            if candidate.is_file():
-                return candidate.resolve()
-        raise NotFoundError("mapping", name)
+        """The mapping file of a name. Raises NotFoundError."""
+        return mapping_file(Settings.load(), name)
 
     def secret(self) -> str:
         """The key of the hashes that stand for secret fields: configured, or made once and kept."""

@@ -24,6 +24,7 @@ MODULES = {
     "events": "api.cli.events",
     "consumers": "api.cli.consumers",
     "dlq": "api.cli.dlq",
+    "bus": "api.cli.bus",
     "db": "api.cli.db",
 }
 """Command → the module whose `app` it is, in the order of the help."""

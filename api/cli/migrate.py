@@ -1,27 +1,42 @@
-"""`esm migrate`: run a migration from the terminal, with the engine itself and no Dagster."""
+"""`esm migrate`: plan, run, prove and undo a migration from the terminal, with the engine and no Dagster.
+
+Exit codes: 0 done and right; 1 refused, failed, or the target differs; 2 a wrong option; 130 stopped.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from api.cli.migrate_quarantine import app as quarantine_app
+from api.cli.migrate_screen import accounting, difference_table, quarantine_table
+from api.cli.migrate_work import Asked, Open, journalled, open_journal, run_work
 from api.cli.screen import console, pairs
-from eventsourcing.bootstrap import open_system
-from eventsourcing.config import Settings
-from pipelines.migration.context import Progress as StageProgress
-from pipelines.migration.errors import SourceError
-from pipelines.migration.manifest import StageOutcome
-from pipelines.migration.run import Migration
-from resources.workspace import WorkspaceResource
+from eventsourcing.canonical import encode
+from eventsourcing.errors import NotFoundError
+from pipelines.migration.errors import MigrationError
+from pipelines.migration.report_page import verdict
+from resources.migration_journal import ALIVE, RESUMABLE, StateForbidsError
 
 app = typer.Typer(no_args_is_help=True, help="Migrations, run from here.")
+app.add_typer(quarantine_app, name="quarantine")
+
+CANCEL_S = 30.0
+"""How long `cancel` waits for the run to stop."""
+
+MappingFile = Annotated[Path, typer.Argument(help="The mapping file.")]
+Source = Annotated[
+    str, typer.Option("--source", "-s", help="A file, a SQLAlchemy URL, or the name of a configured source.")
+]
+Target = Annotated[
+    str,
+    typer.Option("--target", "-t", help="A SQLAlchemy URL, a SQLite file, or a configured name."),
+]
+Id = Annotated[str, typer.Option("--id", help="The migration.")]
 
 
 @app.callback()
@@ -29,35 +44,22 @@ def migrations() -> None:
     """Migrations, run from here."""
 
 
-class Bars:
-    """A bar for each stage and entity, fed from whatever thread the engine works in."""
-
-    def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.fields[stage]:<10}"),
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._lock = threading.Lock()
-
-    def show(self, progress: StageProgress) -> None:
-        """Move the bar of a stage and entity."""
-        with self._lock:
-            key = (progress.stage, progress.entity)
-            if key not in self._tasks:
-                self._tasks[key] = self.progress.add_task(
-                    progress.entity, stage=progress.stage, total=progress.total
-                )
-            self.progress.update(self._tasks[key], completed=progress.done, total=progress.total)
-
-
-MappingFile = Annotated[Path, typer.Argument(help="The mapping file.")]
-Source = Annotated[str, typer.Option("--source", "-s", help="A file or a SQLAlchemy URL.")]
-Target = Annotated[str, typer.Option("--target", "-t", help="The SQLAlchemy URL of the target.")]
+@app.command("plan")
+def plan_migration(
+    mapping: MappingFile,
+    source: Source,
+    target: Target,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole plan as JSON.")] = False,
+) -> None:
+    """Say what a migration would do, record by record; nothing is written anywhere."""
+    asked = Asked(mapping, source, target, "plan")
+    facts = run_work(asked, lambda opened: opened.engine.preview(), silent=as_json)
+    if as_json:
+        typer.echo(encode(facts).decode())
+    else:
+        _show_plan(facts)
+    if not facts["ok"]:
+        raise typer.Exit(1)
 
 
 @app.command("run")
@@ -68,12 +70,49 @@ def run_migration(
     migration_id: Annotated[
         str | None, typer.Option("--id", help="Its id; the id of an unfinished run resumes that run.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan`.")] = False,
 ) -> None:
-    """Run a migration to its end, or resume one. A failure keeps what is done."""
+    """Run a migration to its end, or resume one. A failure keeps what is done; Ctrl-C stops it in order."""
+    if dry_run:
+        plan_migration(mapping, source, target)
+        return
     name = migration_id or datetime.now(UTC).strftime("migration-%Y%m%d-%H%M%S")
-    outcome = asyncio.run(_work(Migration.run, mapping, source, target, name))
-    facts = {name: fact for name, fact in outcome.facts.items() if isinstance(fact, int | float | str)}
-    console.print(pairs("Completed", facts))
+    _run(Asked(mapping, source, target, name))
+
+
+@app.command("resume")
+def resume_migration(mapping: MappingFile, source: Source, target: Target, migration_id: Id) -> None:
+    """Go on with a migration that was interrupted, cancelled or failed."""
+    asked = Asked(mapping, source, target, migration_id)
+    asyncio.run(_require_row(migration_id))
+    _run(asked)
+
+
+@app.command("cancel")
+def cancel_migration(migration_id: Id) -> None:
+    """Stop a migration that runs anywhere; what is done stays done, and it can be resumed."""
+    status = asyncio.run(_cancel(migration_id))
+    console.print(f"Migration [bold]{migration_id}[/bold] is {status.replace('_', ' ')}")
+
+
+@app.command("verify")
+def verify_migration(mapping: MappingFile, source: Source, target: Target, migration_id: Id) -> None:
+    """Compare the target with what was migrated; exit code 1 when they differ."""
+    asked = Asked(mapping, source, target, migration_id)
+
+    async def work(opened: Open) -> dict[str, Any]:
+        outcome = await opened.engine.verify()
+        if await opened.journal.get(migration_id) is not None:
+            await opened.journal.update(migration_id, verified=outcome.facts["ok"])
+            await opened.report()
+        return outcome.facts
+
+    facts = run_work(asked, work)
+    if facts["differences"]:
+        console.print(difference_table(facts["differences"]))
+    console.print(f"Migration [bold]{migration_id}[/bold]: {_word(facts)}")
+    if not facts["ok"]:
+        raise typer.Exit(1)
 
 
 @app.command("rollback")
@@ -83,46 +122,120 @@ def roll_back(
     target: Target,
     migration_id: Annotated[str, typer.Option("--id", help="The migration to undo.")],
     reason: Annotated[str, typer.Option(help="Why; it stands in the event.")] = "asked for",
+    to_stage: Annotated[
+        str | None,
+        typer.Option(help="Go back to after it: start, schema, extract, transform, validate."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Undo what others changed since, too.")] = False,
 ) -> None:
     """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
-    outcome = asyncio.run(
-        _work(lambda migration: migration.rollback(reason), mapping, source, target, migration_id)
-    )
-    deleted = {f"deleted from {table}": count for table, count in outcome.facts["deleted"].items()}
-    console.print(pairs("Rolled back", {**deleted, "conflicts": outcome.facts["conflicts"]}))
+    asked = Asked(mapping, source, target, migration_id)
+    ends = "rolled_back" if to_stage is None else "cancelled"
+
+    async def work(opened: Open) -> dict[str, Any]:
+        allowed = (*RESUMABLE, "completed", "rolled_back")
+        async with journalled(opened, asked, status="rolling_back", ends=ends, allowed=allowed):
+            outcome = await opened.engine.rollback(reason, to_stage=to_stage, force=force)
+            if to_stage is None:
+                await opened.engine.verify()
+                await opened.report()
+        return outcome.facts
+
+    facts = run_work(asked, work)
+    deleted = {f"deleted from {table}": count for table, count in facts["deleted"].items()}
+    restored = {f"restored in {table}": count for table, count in _by_table(facts.get("restored")).items()}
+    console.print(pairs("Rolled back", {**deleted, **restored, "conflicts": facts["conflicts"]}))
 
 
-def _url(source: str) -> str:
-    """A path becomes a SQLite URL. Raises SourceError for a file that is not there."""
-    if "://" in source:
-        return source
-    path = Path(source)
-    if not path.is_file():
-        raise SourceError(f"no source file {source!r}")
-    return f"sqlite:///{path.resolve()}"
+@app.command("report")
+def report_migration(
+    migration_id: Id,
+    html: Annotated[Path | None, typer.Option(help="Write the page to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the facts to this file.")] = None,
+) -> None:
+    """Show the newest report of a migration, or write it to files; exit code 1 unless it is proven."""
+    found = asyncio.run(_report(migration_id))
+    facts = found["facts"]
+    if html is not None:
+        html.write_text(found["html"], "utf-8")
+    if json is not None:
+        json.write_bytes(encode(facts))
+    word, colour = verdict(facts)
+    console.print(accounting(facts["entities"]))
+    if facts["quarantine"]:
+        console.print(quarantine_table(facts["quarantine"]))
+    console.print(f"Migration [bold]{migration_id}[/bold] is {facts['status'].replace('_', ' ')}: {word}")
+    if colour == "bad":
+        raise typer.Exit(1)
 
 
-async def _work(
-    work: Callable[[Migration], Awaitable[StageOutcome]],
-    mapping: Path,
-    source: str,
-    target: str,
-    migration_id: str,
-) -> StageOutcome:
-    """Open the migration, do the work with bars, close everything."""
-    workspace, bars = WorkspaceResource(), Bars()
-    source_url = _url(source)
-    async with open_system(Settings.load()) as system:
-        migration = Migration(
-            mapping,
-            source_url=source_url,
-            target_url=target,
-            store=system.store,
-            work_dir=workspace.folder(),
-            migration_id=migration_id,
-            secret=workspace.secret(),
-            on_progress=bars.show,
-        )
-        console.print(f"Migration [bold]{migration_id}[/bold]")
-        with bars.progress:
-            return await work(migration)
+def _run(asked: Asked) -> None:
+    console.print(f"Migration [bold]{asked.migration_id}[/bold]")
+
+    async def work(opened: Open) -> dict[str, Any]:
+        allowed = (*RESUMABLE, "completed")
+        async with journalled(opened, asked, status="running", ends="completed", allowed=allowed):
+            outcome = await opened.engine.run()
+            await opened.report()
+        return outcome.facts
+
+    facts = run_work(asked, work)
+    console.print(accounting(facts["statistics"]["entities"]))
+    console.print(f"Completed in {facts['duration_seconds']:,.1f} s, verified.")
+
+
+def _show_plan(facts: dict[str, Any]) -> None:
+    if facts["entities"]:
+        console.print(accounting(facts["entities"]))
+    if facts["quarantine"]:
+        console.print(quarantine_table(facts["quarantine"]))
+    for name, samples in facts["samples"].items():
+        for sample in samples[:1]:
+            console.print(pairs(f"The first of {name}, as it would arrive", sample))
+    for warning in facts["warnings"]:
+        console.print(f"[yellow]warning[/yellow] {warning}")
+    for blocker in facts["blockers"]:
+        console.print(f"[red]blocker[/red] {blocker}")
+    console.print("Nothing stands in its way." if facts["ok"] else "It cannot run like this.")
+
+
+def _word(facts: dict[str, Any]) -> str:
+    if "accounting" not in facts:
+        return "taken back" if facts["ok"] else "not taken back whole"
+    return "the target is what was migrated" if facts["ok"] else "the target differs"
+
+
+def _by_table(counts: Any) -> dict[str, int]:
+    return counts if isinstance(counts, dict) else {}
+
+
+async def _require_row(migration_id: str) -> None:
+    async with open_journal() as (_, journal):
+        row = await journal.get(migration_id)
+    if row is None:
+        raise NotFoundError("migration", migration_id)
+    if row["status"] not in RESUMABLE:
+        raise MigrationError(f"migration {migration_id!r} is {row['status']}; there is nothing to resume")
+
+
+async def _cancel(migration_id: str) -> str:
+    async with open_journal() as (_, journal):
+        try:
+            row = await journal.request_cancel(migration_id)
+        except StateForbidsError as error:
+            raise MigrationError(f"{migration_id!r} cannot be cancelled: {error}") from None
+        deadline = asyncio.get_running_loop().time() + CANCEL_S
+        while row["status"] in ALIVE and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.2)
+            row = await journal.get(migration_id) or row
+    if row["status"] in ALIVE:
+        raise MigrationError(f"{migration_id!r} was told to stop and has not yet")
+    return str(row["status"])
+
+
+async def _report(migration_id: str) -> dict[str, Any]:
+    async with open_journal() as (_, journal):
+        found = await journal.report(migration_id)
+    if found is None:
+        raise NotFoundError("report of migration", migration_id)
+    return found

@@ -11,6 +11,7 @@ from typing import Any
 
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.statements import statements
+from eventsourcing.storage.time_blocks import BLOCK
 
 CONDITIONS = {
     "aggregate_id": "aggregate_id = ${}",
@@ -52,7 +53,7 @@ def page(query: EventQuery, *, cursor: int | None, size: int) -> tuple[str, list
         conditions.append(condition(f"{column} {'<' if query.backwards else '>'} ${{}}", cursor))
     order = "" if query.event_id is not None else f" ORDER BY {column}{' DESC' if query.backwards else ''}"
     types = tuple(dict.fromkeys(map(str, query.event_types)))
-    if types and (_has_index_of_its_own(query) or len(types) > BRANCHES_AT_MOST):
+    if types and (has_index_of_its_own(query) or len(types) > BRANCHES_AT_MOST):
         conditions.append(condition(ANY_TYPE, types))
         types = ()
     branches = [[*conditions, condition(ONE_TYPE, name)] for name in types] or [conditions]
@@ -67,10 +68,12 @@ def keyset_column(query: EventQuery) -> str:
 
 
 def is_timed(query: EventQuery) -> bool:
-    """Whether the page needs a plan made for its values: its conditions are a window of time."""
-    return query.from_timestamp is not None or query.to_timestamp is not None
+    """Whether the query is a window of time, and not small by its positions."""
+    first, last = query.after_position or 0, query.to_position
+    timed = query.from_timestamp is not None or query.to_timestamp is not None
+    return timed and (last is None or last - first > BLOCK)
 
 
-def _has_index_of_its_own(query: EventQuery) -> bool:
+def has_index_of_its_own(query: EventQuery) -> bool:
     """Whether a narrower condition than the types leads the way."""
     return query.aggregate_id is not None or query.event_id is not None or query.correlation_id is not None

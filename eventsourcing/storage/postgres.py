@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
@@ -23,13 +23,14 @@ from sqlalchemy.engine import make_url
 from eventsourcing.errors import CursorAheadError, UnavailableError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
+from eventsourcing.storage import time_blocks
 from eventsourcing.storage.base import ChunkReceipt, NewEvent, StateTransaction, append_drafts
-from eventsourcing.storage.fragments import is_timed, keyset_column, page
+from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keyset_column, page
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
 from eventsourcing.storage.postgres_leases import hold
-from eventsourcing.storage.postgres_rows import in_utc, recorded_event, use_canonical_json
+from eventsourcing.storage.postgres_rows import in_utc, recorded_events, use_canonical_json
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.statements import statements
@@ -135,6 +136,22 @@ class PostgresStorage:
                 return
             query = narrowed
         left = sys.maxsize if query.limit is None else query.limit
+        for part in await self._parts(query):
+            async with aclosing(self._pages(part, batch_size, left)) as pages:
+                async for events in pages:
+                    left -= len(events)
+                    yield events
+
+    async def _parts(self, query: EventQuery) -> list[EventQuery]:
+        """The query in parts by position, without those that its window of time cannot touch."""
+        if not is_timed(query) or has_index_of_its_own(query):
+            return [query]
+        with translated():
+            return await time_blocks.narrowed(self.pool, query, await self.horizon())
+
+    async def _pages(
+        self, query: EventQuery, batch_size: int, left: int
+    ) -> AsyncGenerator[list[RecordedEvent], None]:
         size = min(batch_size, left)
         rows = await self._page(query, None, size) if size > 0 else []
         while rows:
@@ -143,7 +160,8 @@ class PostgresStorage:
             cursor = rows[-1][keyset_column(query)]
             upcoming = asyncio.create_task(self._page(query, cursor, size)) if size > 0 else None
             try:
-                yield list(map(recorded_event, rows))
+                for batch in recorded_events(rows):
+                    yield batch
                 rows = await upcoming if upcoming else []
             finally:
                 if upcoming:
@@ -153,11 +171,7 @@ class PostgresStorage:
     async def _page(self, query: EventQuery, cursor: int | None, size: int) -> list[asyncpg.Record]:
         sql, values = page(query, cursor=cursor, size=size)
         with translated():
-            if not is_timed(query):
-                return cast("list[asyncpg.Record]", await self.pool.fetch(sql, *values))
-            async with self.pool.acquire(timeout=10) as connection, connection.transaction(readonly=True):
-                await connection.execute(_EVENTS["plan_for_values"])
-                return cast("list[asyncpg.Record]", await connection.fetch(sql, *values))
+            return cast("list[asyncpg.Record]", await self.pool.fetch(sql, *values))
 
     async def tally(self, query: TallyQuery) -> list[Tally]:
         """See EventStorage.tally."""
@@ -182,6 +196,15 @@ class PostgresStorage:
         with translated():
             rows = await self.pool.fetch(_EVENTS["latest_timestamps"], list(aggregate_ids))
         return {row["aggregate_id"]: in_utc(row["latest"]) for row in rows}
+
+    async def last_versions(self, before: Mapping[str, int]) -> dict[str, dict[str, int]]:
+        """See EventStorage.last_versions."""
+        with translated():
+            rows = await self.pool.fetch(_EVENTS["last_versions"], list(before), list(before.values()))
+        found: dict[str, dict[str, int]] = {}
+        for row in rows:
+            found.setdefault(row["aggregate_id"], {})[row["event_type"]] = row["version"]
+        return found
 
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """See EventStorage.wait. All waiters of a process share one question every 20 ms."""

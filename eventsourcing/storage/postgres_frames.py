@@ -109,6 +109,7 @@ def placed(
 
 
 def written(rows: pl.DataFrame) -> BytesIO:
+    """The rows in COPY's text format."""
     text = BytesIO()
     rows.write_csv(text, include_header=False, separator="\t", quote_style="never", null_value="\\N")
     text.seek(0)

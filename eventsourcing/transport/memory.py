@@ -21,7 +21,7 @@ from eventsourcing.delivery import Delivery
 from eventsourcing.errors import HandlerError
 from eventsourcing.events import BaseEvent
 from eventsourcing.storage.base import Storage
-from eventsourcing.transport.base import Subscription
+from eventsourcing.transport.base import Arrived, Receipt, Subscription
 
 
 class InMemoryTransport:
@@ -54,7 +54,7 @@ class InMemoryTransport:
             breaker = CircuitBreaker(subscription.identity, pause_s=self._config.outage_pause)
             self._deliveries[name] = Delivery(self._config, breaker)
 
-    async def publish(self, events: Sequence[BaseEvent]) -> None:
+    async def publish(self, events: Sequence[BaseEvent]) -> Receipt:
         """See Transport.publish. Of two publishers of one aggregate the first one comes first."""
         by_aggregate: dict[str, list[BaseEvent]] = defaultdict(list)
         for event in events:
@@ -70,6 +70,7 @@ class InMemoryTransport:
         for result in results:
             if result is not None:
                 raise result
+        return Arrived()
 
     async def _publish(self, aggregate_id: str, events: list[BaseEvent]) -> None:
         """Deliver one aggregate's events; its publishers take turns, in the order they came."""

@@ -5,6 +5,8 @@ from pipelines.migration.context import Progress
 from pipelines.migration.errors import (
     MappingError,
     MigrationError,
+    RecordRefusedError,
+    RunStoppedError,
     SchemaIncompatibleError,
     SourceError,
     StagedDataError,
@@ -16,7 +18,7 @@ from pipelines.migration.errors import (
     VerificationError,
 )
 from pipelines.migration.manifest import StageOutcome
-from pipelines.migration.mapping import Mapping, load_mapping, parse_mapping
+from pipelines.migration.mapping import Mapping, load_mapping, mapping_schema, parse_mapping
 from pipelines.migration.run import Migration
 from pipelines.migration.transforms import (
     Conversion,
@@ -32,6 +34,8 @@ __all__ = [
     "Migration",
     "MigrationError",
     "Progress",
+    "RecordRefusedError",
+    "RunStoppedError",
     "SchemaIncompatibleError",
     "Settings",
     "SourceError",
@@ -44,6 +48,7 @@ __all__ = [
     "ThresholdExceededError",
     "VerificationError",
     "load_mapping",
+    "mapping_schema",
     "parse_mapping",
     "register_child_function",
     "register_function",

@@ -7,11 +7,15 @@ and appending it again changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+import polars as pl
+
+from eventsourcing.canonical import encode
 from eventsourcing.catalogue import (
     DataExtractedEvent,
     DataImportedEvent,
@@ -32,6 +36,7 @@ from eventsourcing.events import (
     TypedEvent,
     deterministic_event_id,
 )
+from eventsourcing.query import EventQuery
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.worktables import RunRow
 
@@ -63,17 +68,33 @@ _COUNTED = {"uuid": "transformation", "datetime": "conversion"}
 class EventLog(Protocol):
     """What the engine needs of an event store."""
 
+    def read(self, query: EventQuery) -> AsyncIterator[RecordedEvent]:
+        """The stored events that match, in order; the verification folds them."""
+
     async def append_events(self, events: Sequence[BaseEvent]) -> list[RecordedEvent]:
         """Store all events or none; one whose event_id is stored comes back as stored."""
+
+    async def append_frame(self, frames: Any, *, name: str) -> object:
+        """Store the events of a frame; repeating the call under its name stores what is missing."""
 
 
 class Announcer:
     """Makes and appends the events of one run."""
 
-    def __init__(self, log: EventLog, row: RunRow, metadata: Mapping[str, Any]) -> None:
-        self._log, self._row = log, row
+    def __init__(
+        self,
+        log: EventLog,
+        row: RunRow,
+        metadata: Mapping[str, Any],
+        outcomes: Mapping[str, StageOutcome] | None = None,
+        *,
+        retry: int = 1,
+    ) -> None:
+        """`retry` is the number of the attempt (`attempts.py`): 1 is the run itself."""
+        self._log, self._row, self._retry = log, row, retry
+        self._outcomes = {} if outcomes is None else outcomes
         current = {key: value for key, value in metadata.items() if key in RESERVED_METADATA}
-        self._metadata = {**row.metadata, **current}
+        self.metadata = {**row.metadata, **current}
 
     def event_id(self, *parts: str) -> UUID:
         """The id that these parts have in this run, always."""
@@ -81,7 +102,25 @@ class Announcer:
 
     def stage_id(self, stage: str) -> UUID:
         """The id of a stage's event."""
-        return self.event_id("stage", stage)
+        return self.event_id(*self._stage_parts(stage))
+
+    @property
+    def stream(self) -> str:
+        """The stream of the stages' events: the migration's own, or that of its n-th attempt."""
+        return self._row.migration_id + (f":attempt-{self._retry}" if self._retry > 1 else "")
+
+    def retry_parts(self) -> tuple[str, ...]:
+        """What tells the ids of an attempt's events from those of the run itself."""
+        return (f"retry-{self._retry}",) if self._retry > 1 else ()
+
+    def _stage_parts(self, stage: str) -> tuple[str, ...]:
+        return ("stage", stage, *self.retry_parts(), *self.attempt_of(stage))
+
+    def attempt_of(self, stage: str) -> tuple[str, ...]:
+        """What tells the ids of a stage's events from those of the stage as it was before a rollback."""
+        done = self._outcomes.get(stage)
+        attempt = done.attempt if done is not None else self._row.attempt
+        return (f"attempt-{attempt}",) if attempt else ()
 
     def envelope(self, *parts: str, cause: UUID | None, at: datetime) -> dict[str, Any]:
         """The fields that every event of the run has."""
@@ -89,7 +128,7 @@ class Announcer:
             "event_id": self.event_id(*parts),
             "correlation_id": self._row.correlation_id,
             "causation_id": cause,
-            "metadata": self._metadata,
+            "metadata": self.metadata,
             "timestamp": at,
         }
 
@@ -100,12 +139,16 @@ class Announcer:
     def stage_event(self, outcome: StageOutcome) -> TypedEvent:
         """The event of a stage, in the stream of the migration; the schema check has its own."""
         cls, stage = STAGE_EVENTS[outcome.stage], outcome.stage
-        stream = self._row.migration_id + (":schema" if stage == "schema" else "")
+        stream = self.stream + (":schema" if stage == "schema" else "")
         cause = self.stage_id(_CAUSES[stage]) if stage in _CAUSES else None
+        facts = outcome.facts
+        if self._retry > 1:
+            facts = {**facts, "migration_id": self._row.migration_id, "attempt": self._retry}
+            cause = cause or self.event_id("stage", "complete")
         return cls(
             aggregate_id=stream,
-            data=outcome.facts,
-            **self.envelope("stage", stage, cause=cause, at=outcome.at),
+            data=facts,
+            **self.envelope(*self._stage_parts(stage), cause=cause, at=outcome.at),
         )
 
     def conversions(self, outcome: StageOutcome) -> Iterator[BaseEvent]:
@@ -116,8 +159,8 @@ class Announcer:
         }
         for item in outcome.facts["transformation_stats"]["conversions"]:
             formats = {key: item[key] for key in ("source_format", "target_format")}
-            stream = f"{self._row.migration_id}:{item['kind']}"
-            parts = (stream, *formats.values())
+            stream = f"{self.stream}:{item['kind']}"
+            parts = (stream, *formats.values(), *self.attempt_of("transform"))
             yield classes[item["kind"]](
                 aggregate_id=stream,
                 data={**formats, f"{_COUNTED[item['kind']]}_count": item["count"]},
@@ -135,15 +178,28 @@ class Announcer:
             "error": type(error).__name__,
             "resumable": bool(getattr(error, "resumable", getattr(error, "retryable", True))),
         }
-        fields = {
-            "migration_id": self._row.migration_id,
+        fields: dict[str, Any] = {
+            "aggregate_id": self.stream,
             "error_message": str(error) if ours else type(error).__name__,
             "error_details": details,
             "correlation_id": self._row.correlation_id,
             "causation_id": self.stage_id(self._row.stage if self._row.stage in STAGE_EVENTS else "load"),
-            "metadata": self._metadata,
+            "metadata": self.metadata,
         }
         await self._log.append_events([MigrationFailedEvent(**fields)])
+
+    def frame_name(self, *parts: str) -> str:
+        """The name of a frame of events within the run, of at most 225 characters."""
+        place = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:24]
+        return f"{self._row.migration_id[:200]}:{place}"
+
+    async def append_frame(self, frame: pl.DataFrame, name: str) -> None:
+        """Append the events of a frame (see `eventframes`).
+
+        Under another metadata the same events go by another name: the store compares whole frames first.
+        """
+        told = hashlib.sha256(encode(self.metadata)).hexdigest()[:12]
+        await self._log.append_frame(frame, name=f"{name}:{told}")
 
     async def append(self, events: Iterable[BaseEvent]) -> None:
         """Append any events, a thousand at a time."""

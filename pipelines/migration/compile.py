@@ -38,11 +38,25 @@ def compile_plan(mapping: Mapping, source: Dict[str, Table], target: Dict[str, T
     Raises MappingError, naming line and field, for a table, column or key that is not there and for a
     source column that is neither mapped nor ignored.
     """
+    _refuse_shared_tables(mapping)
     settings = Settings(mapping.params, now)
     entities = {
         name: _Compiler(mapping, name, settings).entity(source, target) for name in mapping.in_order()
     }
     return Plan(mapping, entities, settings, source)
+
+
+def _refuse_shared_tables(mapping: Mapping) -> None:
+    """Each target table is written by one entity, or by the children of one."""
+    seen: set[str] = set()
+    for name, entity in mapping.entities.items():
+        places: dict[Place, str] = {("entities", name, "to"): entity.to}
+        for key, child in entity.children.items():
+            places["entities", name, "children", key, "to"] = child.to
+        for place, table in places.items():
+            if table in seen:
+                raise mapping.error(place, f"the target table {table!r} is written twice")
+            seen.add(table)
 
 
 class _Compiler:
@@ -51,6 +65,7 @@ class _Compiler:
     def __init__(self, mapping: Mapping, name: str, settings: Settings) -> None:
         self.mapping, self.name, self.settings = mapping, name, settings
         self.spec = mapping.entities[name]
+        self.policy = self.spec.on_conflict or mapping.on_conflict
         self.place: Place = ("entities", name)
 
     def entity(self, sources: Dict[str, Table], targets: Dict[str, Table]) -> EntityPlan:
@@ -59,7 +74,9 @@ class _Compiler:
         target = self._table(targets, spec.to, (*place, "to"), "target")
         self._column(source, spec.key, (*place, "key"))
         self._keyed(target, (*place, "to"))
-        fields = {name: self._field(source, target, name) for name in spec.fields}
+        unique = self._unique(target)
+        self._matchable(target, unique)
+        fields = {name: self._field(source, target, unique, name) for name in spec.fields}
         children = {name: self._child(source, target, targets, name) for name in spec.children}
         where = self._where(source)
         self._all_listed(source, where)
@@ -73,10 +90,25 @@ class _Compiler:
             where=where,
             fields=fields,
             children=children,
-            unique=self._unique(target),
+            unique=unique,
             secret_sources=self._secret_sources(),
             place=place,
+            policy=self.policy,
         )
+
+    def _matchable(self, target: Table, unique: tuple[Unique, ...]) -> None:
+        """A record that may be there already is matched by its natural key, which then must be unique."""
+        natural = self.spec.natural_key
+        if self.policy == "fail":
+            return
+        place = (*self.place, "on_conflict")
+        if not any(held.columns == (natural,) for held in unique):
+            reason = f"{self.policy!r} needs a unique natural key, and {target.name}.{natural} is not"
+            raise self.mapping.error(place, reason)
+        if self.spec.fields[natural].ref:
+            raise self.mapping.error(place, f"{self.policy!r} cannot match by a reference")
+        if self.policy == "rename" and target.columns[natural].kind != "text":
+            raise self.mapping.error(place, f"'rename' needs a natural key of text, unlike {natural!r}")
 
     def _table(self, tables: Dict[str, Table], name: str, place: Place, side: str) -> Table:
         if name not in tables:
@@ -92,7 +124,7 @@ class _Compiler:
         if table.key is None:
             raise self.mapping.error(place, f"the table {table.name!r} has no primary key of one column")
 
-    def _field(self, source: Table, target: Table, name: str) -> FieldPlan:
+    def _field(self, source: Table, target: Table, unique: tuple[Unique, ...], name: str) -> FieldPlan:
         place = (*self.place, "fields", name)
         spec = self.spec.fields[name]
         column = self._column(target, name, place)
@@ -108,12 +140,23 @@ class _Compiler:
             sources=tuple(spec.sources),
             failures=failures,
             conversions=conversions,
-            checks=(*rule_checks(name, f"t:{name}", rules), *target_checks(column, dict(rules), target.key)),
+            checks=(
+                *rule_checks(name, f"t:{name}", rules),
+                *target_checks(column, dict(rules), target.key),
+                *self._conflict_checks(unique, name),
+            ),
             place=place,
             ref=spec.ref,
             on_missing=spec.on_missing,
             secret=spec.secret or bool({*spec.sources} & self._secret_sources()),
         )
+
+    def _conflict_checks(self, unique: tuple[Unique, ...], name: str) -> tuple[Check, ...]:
+        """What `matching` marks as taken by another row of the target."""
+        if self.policy == "fail" or not any(held.columns == (name,) for held in unique):
+            return ()
+        message = "is taken by another record of the target"
+        return (Check("conflict", name, message, pl.col(f"_taken:{name}")),)
 
     def _value(
         self, name: str, spec: FieldMapping

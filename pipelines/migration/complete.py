@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import MigrationError, VerificationError
 from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.worktables import OUTCOMES
 
 
 def complete(run: RunContext) -> StageOutcome:
@@ -19,30 +20,38 @@ def complete(run: RunContext) -> StageOutcome:
         )
         raise VerificationError(f"the target differs from what was migrated in {count} rows", stage="verify")
     entities = {name: _totals(run, name) for name in run.plan.entities}
-    keys = ("in", "inserted", "quarantined", "filtered")
+    keys = ("in", *OUTCOMES, "quarantined", "filtered")
     statistics: dict[str, Any] = {
         "entities": entities,
         "total": {key: sum(item[key] for item in entities.values()) for key in keys},
         "children": run.manifest.outcomes["load"].facts["import_stats"]["children"],
-        "verification": {key: verified[key] for key in ("ok", "tables", "orphans")},
+        "verification": {
+            "ok": verified["ok"],
+            "tables": {name: _counted(table) for name, table in verified["tables"].items()},
+            "orphans": verified["orphans"],
+        },
     }
     seconds = (datetime.now(UTC) - run.row.started_at).total_seconds()
     return run.finish("complete", {"statistics": statistics, "duration_seconds": round(seconds, 3)})
 
 
+def _counted(table: dict[str, Any]) -> dict[str, int]:
+    return {name: count for name, count in table.items() if name != "unequal"}
+
+
 def _totals(run: RunContext, entity: str) -> dict[str, int]:
-    """Rows in = inserted + updated + unchanged + skipped + quarantined + filtered (guarantee G9)."""
-    stages = {
-        stage: run.manifest.counts(stage)[entity] for stage in ("extract", "transform", "validate", "load")
-    }
+    """Rows in = inserted + updated + unchanged + skipped + quarantined + filtered (guarantee G9).
+
+    What an attempt took in is what the one before had left in quarantine, so only the last one's counts.
+    """
+    stages = ("extract", "transform", "validate", "load")
+    counts = [{stage: attempt.counts(stage)[entity] for stage in stages} for attempt in run.attempts]
+    loaded = [count["load"] for count in counts]
     totals = {
-        "in": stages["extract"]["in"],
-        "inserted": stages["load"]["out"],
-        "updated": 0,
-        "unchanged": 0,
-        "skipped": 0,
-        "quarantined": sum(count["quarantined"] for count in stages.values()),
-        "filtered": sum(count["filtered"] for count in stages.values()),
+        "in": counts[0]["extract"]["in"],
+        **{outcome: sum(load.get(outcome, 0) for load in loaded) for outcome in OUTCOMES},
+        "quarantined": sum(count["quarantined"] for count in counts[-1].values()),
+        "filtered": sum(count["filtered"] for attempt in counts for count in attempt.values()),
     }
     if 2 * totals["in"] != sum(totals.values()):
         raise MigrationError(f"the accounting of {entity} does not add up: {totals}", stage="complete")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,15 +15,20 @@ import polars as pl
 
 from pipelines.migration.announce import Announcer
 from pipelines.migration.chunks import Chunk, read_chunk, write_chunk
-from pipelines.migration.errors import MigrationError, StageOrderError
+from pipelines.migration.errors import MigrationError, RunStoppedError, StageOrderError, TargetError
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.masking import Masker
 from pipelines.migration.plan import Plan
+from pipelines.migration.schema import Table
 from pipelines.migration.target import Target
 from pipelines.migration.worktables import RunRow, update_run
 
 _REPORT_EVERY_S = 0.1
 _RENEW_EVERY_S = 15.0
+
+ATTEMPT_CHUNKS = 1_000_000
+"""The chunks of attempt n are numbered from (n - 1) times this, so that all attempts of a run are one run:
+rollback and verification know nothing of attempts."""
 
 
 class Progress(NamedTuple):
@@ -38,13 +45,18 @@ class Reporter:
     """Passes progress on, seldom enough, and the end of an entity always."""
 
     hook: Callable[[Progress], None] | None
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set from any thread: the run stops at its next report, which every chunk makes."""
     _last: float = field(default=0.0, init=False)
+    _place: tuple[str, str] = field(default=("", ""), init=False)
 
     def report(self, stage: str, entity: str, done: int, total: int) -> None:
-        """Report unless the last report was less than 0.1 s ago; done = total is always reported."""
-        now = time.monotonic()
-        if self.hook is not None and (done == total or now - self._last >= _REPORT_EVERY_S):
-            self._last = now
+        """Report unless the last report was less than 0.1 s ago; the first and the last of an entity's
+        stage are always reported."""
+        now, place = time.monotonic(), (stage, entity)
+        due = done == total or place != self._place or now - self._last >= _REPORT_EVERY_S
+        if self.hook is not None and due:
+            self._last, self._place = now, place
             self.hook(Progress(stage, entity, done, total))
 
 
@@ -59,6 +71,10 @@ class RunContext:
     announcer: Announcer
     masker: Masker
     reporter: Reporter
+    attempt: int = 1
+    """1 is the run itself; each retry of its quarantine is the next one, with a manifest of its own."""
+    earlier: tuple[Manifest, ...] = ()
+    """The manifests of the attempts before, the first one first."""
     _renewed: float = field(default_factory=time.monotonic, init=False)
 
     @property
@@ -82,11 +98,16 @@ class RunContext:
 
     def finish(self, stage: str, facts: dict[str, Any], *, at: datetime | None = None) -> StageOutcome:
         """Make a stage's outcome durable: from here on it is done."""
-        outcome = StageOutcome(stage, at or datetime.now(UTC), facts)
-        self.manifest.outcomes[stage] = outcome
-        self.manifest.save()
+        outcome = self.keep(stage, facts, at=at)
         with self.target.transaction() as transaction:
             update_run(transaction.connection, self.migration_id, stage=stage)
+        return outcome
+
+    def keep(self, stage: str, facts: dict[str, Any], *, at: datetime | None = None) -> StageOutcome:
+        """Make an outcome durable that does not bring the run on: of a verification, at any time."""
+        outcome = StageOutcome(stage, at or datetime.now(UTC), facts, self.row.attempt)
+        self.manifest.outcomes[stage] = outcome
+        self.manifest.save()
         return outcome
 
     def set_status(self, status: str) -> None:
@@ -96,15 +117,44 @@ class RunContext:
                 update_run(transaction.connection, self.migration_id, holds=False, status=status)
 
     def progress(self, stage: str, entity: str, done: int, total: int) -> None:
-        """Report progress, and renew the lease of the target when it is time."""
+        """Report progress, and renew the lease of the target when it is time.
+
+        Raises RunStoppedError when somebody asked the run to stop.
+        """
+        self.refuse_when_stopped()
         if time.monotonic() - self._renewed > _RENEW_EVERY_S:
             self._renewed = time.monotonic()
-            with self.target.transaction() as transaction:
-                update_run(transaction.connection, self.migration_id)
+            with suppress(TargetError), self.target.transaction() as transaction:
+                update_run(transaction.connection, self.migration_id)  # a target that is gone tells it soon
         self.reporter.report(stage, entity, done, total)
 
+    def refuse_when_stopped(self) -> None:
+        """Raise RunStoppedError when somebody asked the run to stop."""
+        if self.reporter.stop.is_set():
+            raise RunStoppedError(self.migration_id)
+
+    @property
+    def first_chunk(self) -> int:
+        """The number of the attempt's first chunk."""
+        return (self.attempt - 1) * ATTEMPT_CHUNKS
+
+    @property
+    def attempts(self) -> tuple[Manifest, ...]:
+        """The manifests of all attempts up to this one."""
+        return (*self.earlier, self.manifest)
+
+    def keys_given(self, table: Table) -> int:
+        """How many keys above the run's first one earlier attempts gave to the rows of a table, or more."""
+        if self.attempt == 1 or table.columns[table.key or ""].kind != "integer":
+            return 0
+        with self.target.transaction() as transaction:
+            return max(transaction.highest_key(table) - self.row.first_keys.get(table.name, 0), 0)
+
     def staged(self, stage: str, name: str) -> list[Chunk]:
-        """The files that a stage staged for an entity, in order."""
+        """The files that a stage staged for an entity, in order.
+
+        Its children's files stand at the same places of their lists; a chunk's number is no place.
+        """
         return self.manifest.staged[stage][name]
 
     def read(self, chunk: Chunk) -> pl.DataFrame:

@@ -4,11 +4,13 @@ MigrationError                  a run stopped (stage, resumable)
 ├── MappingError                the mapping is wrong (file, line, field)
 ├── SourceError                 the source is missing, unreadable or not what the mapping says
 ├── TargetError                 the target cannot be reached or refused what was asked
+│   ├── RecordRefusedError      the target would not take a row (rule, column, reason)
 │   ├── TargetNotEmptyError     a target table holds rows and the policy is to fail (table)
 │   └── TargetBusyError         another unfinished run holds the target (holder)
 ├── SchemaIncompatibleError     source and target do not fit (blockers)
 ├── StagedDataError             a staged file is missing or not what was written
 ├── ThresholdExceededError      more records were quarantined than the mapping allows (entity, ratio)
+├── RunStoppedError             somebody asked the run to stop; it goes on when resumed
 ├── VerificationError           the target is not what was migrated (report)
 └── StageOrderError             a stage was called before the one that it needs
 
@@ -48,6 +50,20 @@ class TargetError(MigrationError):
     """The target cannot be reached, lacks a table, or refused a statement; its transaction was undone."""
 
 
+class RecordRefusedError(TargetError):
+    """The target would not take one of the rows written; its savepoint was undone, the rest stands.
+
+    `rule` is the rule of a mapping that says the same where there is one (`unique`, `required`,
+    `reference`, `max_length`, `range`), else `check`, `type` or `trigger`. `column` is empty when the
+    target does not name it.
+    """
+
+    def __init__(self, rule: str, column: str, reason: str) -> None:
+        self.rule, self.column, self.reason = rule, column, reason
+        where = f" of column {column!r}" if column else ""
+        super().__init__(f"the target refused a row{where}: {reason}", stage="load", resumable=True)
+
+
 class TargetNotEmptyError(TargetError):
     """A target table holds rows already, and the conflict policy is `fail`. Nothing was written."""
 
@@ -83,6 +99,13 @@ class ThresholdExceededError(MigrationError):
     def __init__(self, entity: str, *, ratio: float, allowed: float) -> None:
         self.entity, self.ratio, self.allowed = entity, ratio, allowed
         super().__init__(f"{ratio:.2%} of {entity} broke a rule, {allowed:.2%} are allowed", stage="validate")
+
+
+class RunStoppedError(MigrationError):
+    """Somebody asked the run to stop. What is done stays done; the same id resumes it."""
+
+    def __init__(self, migration_id: str) -> None:
+        super().__init__(f"migration {migration_id!r} was stopped; it can be resumed", resumable=True)
 
 
 class VerificationError(MigrationError):

@@ -9,6 +9,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import polars as pl
+
+from pipelines.migration.ahead import ahead
+from pipelines.migration.attempts import taken_in
 from pipelines.migration.chunks import remove_stage
 from pipelines.migration.context import RunContext, check_accounting
 from pipelines.migration.errors import SourceError
@@ -40,21 +44,27 @@ def extract(run: RunContext, source: Source) -> StageOutcome:
 
 
 def _extract_entity(run: RunContext, entity: EntityPlan, snapshot: Snapshot) -> dict[str, int]:
-    total, done = snapshot.count(entity.source.name), 0
+    total, done, wanted = snapshot.count(entity.source.name), 0, taken_in(run, entity.name)
     run.manifest.staged["extract"][entity.name] = []
+    kept = 0
     frames = snapshot.chunks(
         entity.source, key=entity.mapping.key, columns=entity.columns, rows=run.plan.mapping.chunk.rows
     )
-    for number, frame in enumerate(frames):
+    for number, frame in enumerate(ahead(frames), start=run.first_chunk):
         if frame[entity.mapping.key].null_count():
             reason = f"rows of {entity.source.name!r} have a key that is not of its column's type"
             raise SourceError(reason, stage="extract")
-        run.write("extract", entity.name, number, frame)
         done += frame.height
+        if wanted is not None:
+            frame = frame.filter(pl.col(entity.mapping.key).cast(pl.String).is_in(wanted.implode()))
+        if wanted is None or frame.height:
+            run.write("extract", entity.name, number, frame)
+        kept += frame.height
         run.progress("extract", entity.name, done, total)
     if done != total:
         reason = (
             f"{total - done} rows of {entity.source.name!r} have no key {entity.mapping.key!r}, or share one"
         )
         raise SourceError(reason, stage="extract")
-    return {"in": total, "out": done, "quarantined": 0, "filtered": 0}
+    taken = total if wanted is None else wanted.len()
+    return {"in": taken, "out": kept, "quarantined": taken - kept, "filtered": 0}

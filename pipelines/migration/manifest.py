@@ -27,11 +27,12 @@ _STATS = {
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage found and did, and when it ended."""
+    """What a stage found and did, when it ended, and after how many rollbacks to a stage before it."""
 
     stage: str
     at: datetime
     facts: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 0
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Manifest:
     target_tables: dict[str, Table]
     outcomes: dict[str, StageOutcome] = field(default_factory=dict)
     staged: dict[str, dict[str, list[Chunk]]] = field(default_factory=dict)
+    mapping_sha256: str = ""
+    """The mapping of an attempt; of the first one it stands in the run's row."""
 
     @classmethod
     def load(cls, folder: Path) -> Manifest | None:
@@ -54,7 +57,7 @@ class Manifest:
             fields = json.loads(path.read_bytes())
             sources, targets = (_tables(fields[side]) for side in ("source_tables", "target_tables"))
             outcomes = {
-                stage: StageOutcome(stage, datetime.fromisoformat(item["at"]), item["facts"])
+                stage: StageOutcome(stage, datetime.fromisoformat(item["at"]), item["facts"], item["attempt"])
                 for stage, item in fields["outcomes"].items()
             }
             staged = {
@@ -63,16 +66,21 @@ class Manifest:
             }
         except (ValueError, KeyError, TypeError, OSError):
             raise StagedDataError("the manifest of the run cannot be read") from None
-        return cls(folder, sources, targets, outcomes, staged)
+        return cls(folder, sources, targets, outcomes, staged, fields.get("mapping_sha256", ""))
 
     def save(self) -> None:
         """Write the whole state in one step."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fields = {
+            "mapping_sha256": self.mapping_sha256,
             "source_tables": {name: table.to_json() for name, table in self.source_tables.items()},
             "target_tables": {name: table.to_json() for name, table in self.target_tables.items()},
             "outcomes": {
-                stage: {"at": outcome.at.isoformat(), "facts": outcome.facts}
+                stage: {
+                    "at": outcome.at.isoformat(),
+                    "facts": outcome.facts,
+                    "attempt": outcome.attempt,
+                }
                 for stage, outcome in self.outcomes.items()
             },
             "staged": {

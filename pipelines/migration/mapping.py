@@ -22,9 +22,10 @@ from pydantic import (
 )
 
 from eventsourcing.events import EventType, TypedEvent, event_class
+from pipelines.migration import rules, transforms
 from pipelines.migration.errors import MappingError
 from pipelines.migration.rules import check_rule
-from pipelines.migration.transforms import check_child_transform, check_transform
+from pipelines.migration.transforms import check_child_transform, check_transform, needed_params
 from pipelines.migration.yamlfile import LocatedYaml, parse_yaml
 
 
@@ -56,18 +57,27 @@ def _child_transform(name: str) -> str:
     return check_child_transform(name)
 
 
-def _only_fail(policy: str) -> str:
-    if policy != "fail":
-        raise ValueError("this version knows only 'fail': the target's tables must be empty")
-    return policy
+Policy = Literal["fail", "skip", "update", "rename"]
+"""What becomes of a record that the target holds already, by its natural key.
+
+`fail`: the target's tables must be empty. `skip`: it is left as it is. `update`: its mapped columns and
+its children become what the source says. `rename`: the record is inserted under the first free name.
+"""
+
+
+def _template(text: str) -> str:
+    try:
+        text.format(kind="", key="", entity="", target="")
+    except (LookupError, ValueError):
+        raise ValueError("may name {kind}, {key}, {entity} and {target}, and nothing else") from None
+    if text.count("{key}") != 1 or "{kind}" not in text or not text.isprintable() or len(text) > 100:
+        raise ValueError("must name {kind} and, once, {key}, in at most 100 printable characters")
+    return text
 
 
 Names = Annotated[list[str], BeforeValidator(_listed)]
-_STEP_SCHEMA = WithJsonSchema(
-    {"anyOf": [{"type": "string"}, {"type": "object", "minProperties": 1, "maxProperties": 1}]}
-)
-Transform = Annotated[tuple[str, Any], BeforeValidator(_transform), _STEP_SCHEMA]
-Rule = Annotated[tuple[str, Any], BeforeValidator(_rule), _STEP_SCHEMA]
+Transform = Annotated[tuple[str, Any], BeforeValidator(_transform), WithJsonSchema(transforms.step_schema())]
+Rule = Annotated[tuple[str, Any], BeforeValidator(_rule), WithJsonSchema(rules.step_schema())]
 Transforms = Annotated[list[Transform], BeforeValidator(_listed)]
 Rules = Annotated[list[Rule], BeforeValidator(_listed)]
 
@@ -120,6 +130,9 @@ class EntityMapping(_Part):
 
     `where` is an SQL condition over source columns; rows that do not meet it are counted as filtered.
     `ignore` lists the source columns that are left behind: each column is mapped or ignored.
+    `on_conflict` stands in place of the whole mapping's. `stream` names a
+    record's stream: `{kind}` is the event's aggregate type and `{key}` the record's key in the target;
+    with several targets in one store it names `{target}`, the target's database, as well.
     """
 
     source: str = Field(alias="from")
@@ -129,6 +142,8 @@ class EntityMapping(_Part):
     depends_on: list[str] = []
     where: str | None = None
     emit: str | None = None
+    stream: Annotated[str, AfterValidator(_template)] = "{kind}-{key}"
+    on_conflict: Policy | None = None
     fields: dict[str, FieldMapping] = Field(min_length=1)
     children: dict[str, ChildMapping] = {}
     ignore: list[str] = []
@@ -163,7 +178,7 @@ class Mapping(_Part):
     params: dict[str, Any] = {}
     thresholds: Thresholds = Thresholds()
     chunk: Chunking = Chunking()
-    on_conflict: Annotated[str, AfterValidator(_only_fail)] = "fail"
+    on_conflict: Policy = "fail"
     entities: dict[str, EntityMapping] = Field(min_length=1)
 
     _document: LocatedYaml = PrivateAttr()
@@ -185,6 +200,12 @@ class Mapping(_Part):
             ready = [n for n, e in self.entities.items() if n not in order and e.parents <= {*order}]
             order += ready[:1]
         return order
+
+
+def mapping_schema() -> dict[str, Any]:
+    """The JSON Schema of a mapping file, for editors."""
+    schema = Mapping.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Migration mapping"}
 
 
 def load_mapping(path: Path) -> Mapping:
@@ -254,7 +275,10 @@ def _check_entity(mapping: Mapping, name: str, entity: EntityMapping) -> None:
         raise mapping.error((*here, "emit"), f"{entity.emit!r} is not a registered event of a record")
     for column, field in entity.fields.items():
         _check_field(mapping, (*here, "fields", column), field)
+        for step, _ in field.transform:
+            _check_params(mapping, (*here, "fields", column, "transform"), step)
     for child, spec in entity.children.items():
+        _check_params(mapping, (*here, "children", child, "transform"), spec.transform)
         for key, columns in (("rules", spec.rules), ("secret_from", spec.secret_sources)):
             for column in columns:
                 if column not in spec.sources:
@@ -267,6 +291,12 @@ def _names_a_record(event: type[TypedEvent] | None) -> bool:
     return event is not None and {"username", "source_data", "target_data"} <= set(
         event.payload_model.model_fields
     )
+
+
+def _check_params(mapping: Mapping, place: tuple[str | int, ...], function: str) -> None:
+    for name in needed_params(function):
+        if mapping.params.get(name) is None:
+            raise mapping.error(place, f"{function!r} needs the parameter {name!r}, which has no default")
 
 
 def _check_field(mapping: Mapping, path: tuple[str | int, ...], field: FieldMapping) -> None:

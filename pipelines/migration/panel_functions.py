@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Sequence
 
@@ -9,11 +10,13 @@ import orjson
 import polars as pl
 import xxhash
 
+from pipelines.migration.invariants import register_invariant
 from pipelines.migration.transforms import Conversion, Settings, register_child_function, register_function
 
 _PROTOCOLS = {"VMESS": "VMess", "VLESS": "VLESS", "TROJAN": "Trojan", "SHADOWSOCKS": "Shadowsocks"}
 """How the successor spells them: it reads no other spelling."""
 
+_HEX32 = re.compile("[0-9a-fA-F]{32}")
 _CIPHER = "chacha20-ietf-poly1305"
 
 
@@ -48,7 +51,11 @@ def panel_expiry(inputs: Sequence[pl.Expr], _: Settings) -> pl.Expr:
     return pl.when(strategy != "NEVER").then(expire_date)
 
 
-@register_child_function("derived_credentials", conversions=(Conversion("uuid", "panel key", "dashed"),))
+@register_child_function(
+    "derived_credentials",
+    conversions=(Conversion("uuid", "panel key", "dashed"),),
+    params=("auth_algorithm",),
+)
 def derived_credentials(frame: pl.DataFrame, settings: Settings) -> pl.DataFrame:
     """One proxy for each protocol of a user. Sources: key (32 hex digits), protocols (comma-joined).
 
@@ -71,6 +78,30 @@ def derived_credentials(frame: pl.DataFrame, settings: Settings) -> pl.DataFrame
     return made.select("_record", types.alias("type"), pl.Series("settings", settings_json, dtype=pl.String))
 
 
+@register_invariant(
+    "derived_credentials", "each client's credentials are those that the panel derives itself"
+)
+def same_credentials(source: pl.DataFrame, children: pl.DataFrame, settings: Settings) -> pl.Series:
+    """The users whose proxies are not what the panel serves, in ids, passwords or protocols.
+
+    The panel's own rule: `UUID(bytes=xxh128(key))` and `xxh128(key).hexdigest()`, or the key as it is.
+    """
+    plain = settings.params["auth_algorithm"] == "plain"
+    found: dict[str, list[tuple[str, str]]] = {}
+    for record, kind, told in zip(children["_record"], children["type"], children["settings"], strict=True):
+        held = orjson.loads(told)
+        found.setdefault(record, []).append((kind, str(held.get("id") or held.get("password"))))
+    wrong = []
+    for record, key, protocols in source.select("_record", "key", "protocols").iter_rows():
+        raw = bytes.fromhex(key) if plain else xxhash.xxh128_digest(key.encode())
+        identity = str(uuid.UUID(bytes=raw))
+        ids = {"VMess": identity, "VLESS": identity}
+        served = [_PROTOCOLS.get(name, name) for name in (protocols or "").split(",") if name]
+        if sorted((kind, ids.get(kind, raw.hex())) for kind in served) != sorted(found.get(record, [])):
+            wrong.append(record)
+    return pl.Series(wrong, dtype=pl.String)
+
+
 def _digits(key: str | None, algorithm: str) -> str | None:
     if key is None:
         return None
@@ -79,7 +110,7 @@ def _digits(key: str | None, algorithm: str) -> str | None:
 
 def _settings(kind: str | None, digits: str) -> str:
     if kind in ("VMess", "VLESS"):
-        identity = str(uuid.UUID(hex=digits)) if len(digits) == 32 else digits
+        identity = str(uuid.UUID(hex=digits)) if _HEX32.fullmatch(digits) else digits  # a rule refuses it
         return orjson.dumps({"id": identity} | ({"flow": ""} if kind == "VLESS" else {})).decode()
     extra = {"flow": ""} if kind == "Trojan" else {"method": _CIPHER}
     return orjson.dumps({"password": digits} | extra).decode()

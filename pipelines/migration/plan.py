@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.migration.mapping import EntityMapping, Mapping
+from pipelines.migration.mapping import EntityMapping, Mapping, Policy
 from pipelines.migration.rules import Bounds, broken_mask, rule_message
 from pipelines.migration.schema import Column, Table, Unique
 from pipelines.migration.transforms import (
@@ -92,6 +92,7 @@ class EntityPlan:
     unique: tuple[Unique, ...]
     secret_sources: frozenset[str]
     place: Place
+    policy: Policy = "fail"
 
     @property
     def target_key(self) -> str:

@@ -1,18 +1,11 @@
-"""The events of records: migrated, quarantined, rolled back, each in the record's own stream."""
+"""Which stream and which events a record has."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
-from uuid import UUID
 
-import polars as pl
-
-from eventsourcing.catalogue import RecordQuarantinedEvent
-from eventsourcing.events import BaseEvent, TypedEvent, event_class
-from pipelines.migration.context import RunContext
+from eventsourcing.events import TypedEvent, event_class
 from pipelines.migration.plan import EntityPlan
 
 _MAX_KEY = 200
@@ -24,93 +17,6 @@ def stream_of(kind: str, key: Any) -> str:
     if len(text) > _MAX_KEY or not text.isprintable():
         text = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{kind}-{text}"
-
-
-def migrated_events(
-    run: RunContext, entity: EntityPlan, valid: pl.DataFrame, children: dict[str, pl.DataFrame], at: datetime
-) -> Iterator[BaseEvent]:
-    """One event for each record of a loaded chunk; nothing when the entity emits none."""
-    cls = entity.mapping.event
-    if cls is None:
-        return
-    sources = _masked(run, valid, "s:", entity.secret_sources)
-    secret = frozenset(name for name, field in entity.fields.items() if field.secret)
-    targets = _masked(run, valid, "t:", secret)
-    grouped = {name: _by_record(run, entity, name, frame) for name, frame in children.items()}
-    cause = run.announcer.stage_id("validate")
-    for record, source, target in zip(valid["_record"], sources, targets, strict=True):
-        target[entity.target_key] = record
-        target |= {name: by_record.get(record, []) for name, by_record in grouped.items()}
-        stream = stream_of(cls.declared_aggregate, record)
-        yield cls(
-            aggregate_id=stream,
-            data={
-                "username": str(target[entity.mapping.natural_key]),
-                "source_data": source,
-                "target_data": target,
-                "migrated_at": at,
-            },
-            **run.announcer.envelope(cls.declared_type, stream, cause=cause, at=at),
-        )
-
-
-def _masked(
-    run: RunContext, frame: pl.DataFrame, prefix: str, secret: frozenset[str]
-) -> list[dict[str, Any]]:
-    """The columns of a prefix as dicts without it, the secret ones masked."""
-    picked = frame.select(pl.col(name).alias(name[2:]) for name in frame.columns if name.startswith(prefix))
-    masked = [
-        pl.Series(name, [run.masker.mask(value) for value in picked[name]], dtype=pl.String)
-        for name in picked.columns
-        if name in secret
-    ]
-    return picked.with_columns(masked).to_dicts()
-
-
-def _by_record(run: RunContext, entity: EntityPlan, name: str, frame: pl.DataFrame) -> dict[Any, list[Any]]:
-    rows = _masked(run, frame, "t:", entity.children[name].secret)
-    grouped: dict[Any, list[Any]] = {}
-    for record, row in zip(frame["_record"], rows, strict=True):
-        grouped.setdefault(record, []).append(row)
-    return grouped
-
-
-def quarantined_events(
-    run: RunContext, entity: EntityPlan, violations: pl.DataFrame, at: datetime
-) -> Iterator[BaseEvent]:
-    """One event for each quarantined record: its first violation, and the others under `also`."""
-    cause = run.announcer.stage_id("transform")
-    for (key,), found in violations.group_by("_key", maintain_order=True):
-        first, *others = found.drop("_key").to_dicts()
-        stream = stream_of(f"record-{entity.name}", key)
-        data = {"entity": entity.name, "source_key": str(key), **first, "also": others, "quarantined_at": at}
-        data["migration_id"] = run.migration_id
-        yield RecordQuarantinedEvent(
-            aggregate_id=stream,
-            data=data,
-            **run.announcer.envelope("record.quarantined", stream, cause=cause, at=at),
-        )
-
-
-def rolled_back_events(
-    run: RunContext, entity: EntityPlan, rollback_id: str, records: list[str], *, cause: UUID, at: datetime
-) -> Iterator[BaseEvent]:
-    """One event for each record that was taken back; nothing for an entity without such an event."""
-    cls = rolled_back_class(entity)
-    if cls is None:
-        return
-    for record in records:
-        stream = stream_of(cls.declared_aggregate, record)
-        yield cls(
-            aggregate_id=stream,
-            data={
-                "rollback_id": rollback_id,
-                "migration_id": run.migration_id,
-                "action": "deleted",
-                "rolled_back_at": at,
-            },
-            **run.announcer.envelope(rollback_id, stream, cause=cause, at=at),
-        )
 
 
 def rolled_back_class(entity: EntityPlan) -> type[TypedEvent] | None:

@@ -1,15 +1,15 @@
-"""Row hashes: SHA-256 of a canonical encoding, the same for equal rows whichever side they come from.
+"""Row hashes: of a canonical encoding, the same for equal rows whichever side they come from.
 
-Each value is written as a type tag, its length in bytes and its text, so that no two rows share an
-encoding ("12" and "3" are not "1" and "23"). Moments are microseconds in UTC, decimals lose trailing
-zeros, JSON has sorted keys.
+They are SHA-256 cut to 128 bits, for they are kept for every row. Each value is written as a type tag,
+its length in bytes and its text, so that no two rows share an encoding ("12" and "3" are not "1" and
+"23"). Moments are microseconds in UTC, decimals lose trailing zeros, JSON has sorted keys.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 import orjson
 import polars as pl
@@ -27,7 +27,7 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.Series:
     parts = frame.with_columns(
         _normal(frame[column.name], column) for column in columns if column.kind in ("json", "decimal")
     ).select(pl.concat_str([_encoded(column) for column in columns]))
-    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in parts.to_series()]
+    hashes = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in parts.to_series()]
     return pl.Series("row_hash", hashes, dtype=pl.String)
 
 
@@ -54,8 +54,21 @@ def _text(column: Column) -> pl.Expr:
 
 
 def _normal(series: pl.Series, column: Column) -> pl.Series:
-    if column.kind == "json":
-        texts = [None if text is None else comparable(orjson.loads(text)).decode() for text in series]
-    else:
-        texts = [None if text is None else f"{Decimal(text).normalize():f}" for text in series]
+    normal = _normal_json if column.kind == "json" else _normal_decimal
+    texts = [None if text is None else normal(text) for text in series]
     return pl.Series(column.name, texts, dtype=pl.String)
+
+
+def _normal_json(text: str) -> str:
+    """What is no JSON stays what it is: the target refuses it, and the record goes to quarantine."""
+    try:
+        return comparable(orjson.loads(text)).decode()
+    except orjson.JSONDecodeError:
+        return text
+
+
+def _normal_decimal(text: str) -> str:
+    try:
+        return f"{Decimal(text).normalize():f}"
+    except InvalidOperation:
+        return text

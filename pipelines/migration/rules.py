@@ -85,6 +85,14 @@ _RULES: dict[str, _Rule] = {
 }
 
 
+def step_schema() -> dict[str, Any]:
+    """The JSON Schema of one rule: a name, or a name with its argument."""
+    known = {name: rule.argument.json_schema() for name, rule in _RULES.items() if rule.argument}
+    bare = [name for name, rule in _RULES.items() if not rule.argument]
+    named = {"type": "object", "minProperties": 1, "maxProperties": 1}
+    return {"anyOf": [{"enum": bare}, {**named, "properties": known, "additionalProperties": False}]}
+
+
 def check_rule(name: str, argument: Any) -> Any:
     """The argument, checked. Raises ValueError for an unknown name or a wrong argument."""
     if name not in _RULES:

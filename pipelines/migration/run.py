@@ -7,7 +7,8 @@ ignores, and returns the outcome it had. After `kill -9`, `run()` under the same
 the first stage, or loaded chunk, that is not done.
 
     running ──> completed ──> rolling_back ──> rolled_back
-       └──> failed ──(start again)──> running
+       │            └──(retry of its quarantine)──> running
+       └──> failed, cancelled ──(start again)──> running
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ from pipelines.migration.announce import EventLog
 from pipelines.migration.chunks import remove_stage
 from pipelines.migration.complete import complete
 from pipelines.migration.context import Progress, Reporter, RunContext
-from pipelines.migration.errors import MigrationError
+from pipelines.migration.errors import MigrationError, RunStoppedError, SourceError
 from pipelines.migration.extract import extract
 from pipelines.migration.load import load
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.mapping import Mapping
-from pipelines.migration.records import quarantined_events
+from pipelines.migration.quarantine import quarantined_events, refused_events, released_events
+from pipelines.migration.report import report_facts, write_report
 from pipelines.migration.rollback import rollback
 from pipelines.migration.schemacheck import check_schema, refuse_blockers
 from pipelines.migration.session import Session
-from pipelines.migration.source import open_source
+from pipelines.migration.source import Source, open_source
+from pipelines.migration.told import Told
 from pipelines.migration.transform import transform
 from pipelines.migration.validate import refuse_excess, validate
-from pipelines.migration.verify import verify
+from pipelines.migration.verify import standing_rows, verify
 
 Work = Callable[[RunContext], Awaitable[StageOutcome]]
 """What a stage does when it is not done yet."""
@@ -76,11 +79,18 @@ class Migration:
             reporter=Reporter(on_progress),
         )
 
+    async def preview(self) -> dict[str, Any]:
+        """Find out what a run would do, and write nothing anywhere: counts, samples, blockers, warnings.
+
+        Raises MappingError, SourceError and TargetError as `start` does.
+        """
+        return await asyncio.to_thread(self._session.preview)
+
     async def run(self) -> StageOutcome:
         """Do all stages, or those that are left, and return the outcome of the last.
 
         A MigrationError is announced by `fail` and raised; whatever else stops it is a crash, which
-        announces nothing and leaves the run to be resumed.
+        announces nothing and leaves the run to be resumed. So does `stop`: RunStoppedError.
         """
         try:
             await self.start()
@@ -91,9 +101,29 @@ class Migration:
             await self.load()
             await self.verify()
             return await self.complete()
+        except RunStoppedError:
+            await self.pause()
+            raise
         except MigrationError as error:
             await self.fail(error)
             raise
+
+    def stop(self) -> None:
+        """Ask the run to stop at its next chunk, from any thread; it raises RunStoppedError there."""
+        self._session.reporter.stop.set()
+
+    async def pause(self) -> None:
+        """Let go of the target after a stop; nothing is announced, for nothing happened to any record."""
+        await asyncio.to_thread(self._session.pause)
+
+    async def retry(self) -> StageOutcome:
+        """Run what is in quarantine again, under the next attempt and the mapping as it is now.
+
+        The run must be completed; a retry that was interrupted goes on, here or by `run`. Raises
+        MigrationError when nothing is in quarantine, and whatever `run` raises.
+        """
+        await asyncio.to_thread(self._session.prepare_retry)
+        return await self.run()
 
     async def start(self) -> StageOutcome:
         """Check everything that can be checked without writing, take hold of the target, and begin.
@@ -159,14 +189,31 @@ class Migration:
     async def load(self) -> StageOutcome:
         """Write the valid records and their events, chunk by chunk. Raises TargetError, resumable or not."""
         async with self._stage("load", load) as (run, outcome):
+            for entity in run.plan.entities.values():
+                for events in (refused_events, released_events):
+                    told = await asyncio.to_thread(lambda: [*events(run, entity, outcome.at)])  # noqa: B023 - awaited at once
+                    await run.announcer.append(told)
             await run.announcer.stage(outcome)
             return outcome
 
     async def verify(self) -> StageOutcome:
         """Compare the target with what was migrated, anew each time; differences are facts, not errors."""
-        async with self._open() as run:
-            run.require("verify", needs="load")
-            return await asyncio.to_thread(verify, run)
+        async with self._open(undoing=True) as run:
+            told = Told(self._session.store, asyncio.get_running_loop())
+            return await asyncio.to_thread(verify, run, self._source_if_there(), told)
+
+    async def rollback_preview(self) -> dict[str, Any]:
+        """What a rollback would take back now, table by table, and what others changed; nothing is undone."""
+        async with self._open(undoing=True) as run:
+            return await asyncio.to_thread(standing_rows, run)
+
+    async def report(self) -> dict[str, Any]:
+        """What the run came to so far, as plain JSON values; written as `report.json` and `report.html`
+        into its folder, too. Raises StageOrderError for a run that never began."""
+        async with self._open(undoing=True) as run:
+            facts = await asyncio.to_thread(report_facts, run)
+            await asyncio.to_thread(write_report, self._session.folder, facts)
+            return facts
 
     async def complete(self) -> StageOutcome:
         """End the run well and remove its staged files.
@@ -181,8 +228,7 @@ class Migration:
         async with self._stage("complete", work) as (run, outcome):
             await run.announcer.stage(outcome)
             await asyncio.to_thread(run.set_status, "completed")
-            for stage in ("extract", "transform", "valid"):
-                remove_stage(run.folder, stage)
+            await asyncio.to_thread(_remove_staged, run)
             return outcome
 
     async def fail(self, error: Exception) -> None:
@@ -194,14 +240,28 @@ class Migration:
             if announcer is not None:
                 await announcer.failed(error)
 
-    async def rollback(self, reason: str) -> StageOutcome:
-        """Undo what the run wrote, or go on undoing it; facts say deleted, conflicts, residual_diff.
+    async def rollback(
+        self, reason: str, *, to_stage: str | None = None, force: bool = False
+    ) -> StageOutcome:
+        """Undo what the run wrote, or go on undoing it; facts say deleted, restored, conflicts and
+        residual_diff, the records left behind.
 
-        Records that others changed since are left alone and reported. Raises MigrationError when there
-        is nothing to undo any more.
+        Records that others changed since are left alone and reported, unless `force`. With `to_stage`
+        (start, schema, extract, transform, validate) the run can go on after that stage, when nothing
+        was left behind. Raises MigrationError when there is nothing to undo any more, StagedDataError
+        when the stage's files are gone.
         """
         async with self._open(undoing=True) as run:
-            return await rollback(run, reason=reason)
+            outcome = await rollback(run, reason=reason, to_stage=to_stage, force=force)
+            if to_stage is None:  # nothing goes on from here, and what is staged holds secrets
+                await asyncio.to_thread(_remove_staged, run)
+            return outcome
+
+    def _source_if_there(self) -> Source | None:
+        try:
+            return open_source(self._session.source_url)
+        except SourceError:
+            return None
 
     @asynccontextmanager
     async def _stage(self, name: str, work: Work) -> AsyncIterator[tuple[RunContext, StageOutcome]]:
@@ -216,3 +276,10 @@ class Migration:
             yield run
         finally:
             run.target.close()
+
+
+def _remove_staged(run: RunContext) -> None:
+    """Remove the rows that every attempt staged; what is in quarantine is told without any value."""
+    for attempt in run.attempts:
+        for stage in ("extract", "transform", "valid"):
+            remove_stage(attempt.folder, stage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import polars as pl
@@ -52,6 +52,7 @@ class Column:
     bounds: tuple[int, int] | None = None
     values: tuple[str, ...] | None = None
     folds_case: bool = False
+    is_computed: bool = False
 
     @property
     def dtype(self) -> pl.DataType:
@@ -104,6 +105,8 @@ def reflect_tables(connection: sa.Connection, names: set[str]) -> dict[str, Tabl
 def _reflect(inspector: sa.Inspector, name: str) -> Table:
     key = inspector.get_pk_constraint(name)["constrained_columns"]
     columns = {item["name"]: _column(item) for item in inspector.get_columns(name)}
+    if inspector.dialect.name == "sqlite":
+        columns = _as_declared(inspector.bind, name, columns)
     folding = {column.name for column in columns.values() if column.folds_case}
     unique = [tuple(item["column_names"]) for item in inspector.get_unique_constraints(name)]
     found = {Unique(names, folds_case=bool(folding & {*names})) for names in unique}
@@ -114,6 +117,51 @@ def _reflect(inspector: sa.Inspector, name: str) -> Table:
         found.add(Unique(tuple(key), folds_case=bool(folding & {*key})))
     ordered = tuple(sorted(found, key=lambda item: (item.columns, item.folds_case)))
     return Table(name, columns, key[0] if len(key) == 1 else None, ordered)
+
+
+def _as_declared(bind: Any, table: str, columns: dict[str, Column]) -> dict[str, Column]:
+    """SQLite keeps the names of types that it does not know, and SQLAlchemy takes them for numbers; and it
+    is the columns of an index that fold case."""
+    information = sa.func.pragma_table_xinfo(table).table_valued("name", "type")
+    declared = dict(bind.execute(sa.select(information.c.name, information.c.type)).all())
+    folding = _folding_in_sqlite(bind, table)
+    return {
+        name: _as_named(column, declared.get(name, ""), name in folding) for name, column in columns.items()
+    }
+
+
+def _as_named(column: Column, declared: str, folds: bool) -> Column:
+    word = declared.upper().partition("(")[0].strip()
+    kind = _DECLARED.get(word, column.kind)
+    if column.kind == "decimal" and not word.startswith(("NUM", "DEC", "MONEY")) and word not in _DECLARED:
+        kind = "text"
+    changed = kind != column.kind
+    return replace(
+        column, kind=kind, type_name=word.lower() if changed else column.type_name, folds_case=folds
+    )
+
+
+def _folding_in_sqlite(bind: Any, table: str) -> set[str]:
+    indexes = sa.func.pragma_index_list(table).table_valued("name", "unique")
+    names = bind.scalars(sa.select(indexes.c.name).where(indexes.c.unique == 1)).all()
+    found = set()
+    for name in names:
+        held = sa.func.pragma_index_xinfo(name).table_valued("name", "coll", "key")
+        folded = sa.select(held.c.name).where(held.c.key == 1, held.c.coll == "NOCASE")
+        found |= {*bind.scalars(folded)}
+    return found
+
+
+_DECLARED: dict[str, Kind] = {
+    "UUID": "uuid",
+    "TIMESTAMPTZ": "datetime",
+    "TIMESTAMP WITH TIME ZONE": "datetime",
+    "TIMESTAMP WITHOUT TIME ZONE": "datetime",
+    "JSONB": "json",
+    "BYTEA": "binary",
+    "DOUBLE PRECISION": "float",
+}
+"""Names of types of other databases, which SQLite takes down and does not know."""
 
 
 def _unique_index(index: dict[str, Any], folding: set[str]) -> set[Unique]:
@@ -141,6 +189,7 @@ def _column(item: Any) -> Column:
         bounds=_bounds(item["type"]),
         values=tuple(item["type"].enums) if isinstance(item["type"], sat.Enum) else None,
         folds_case=isinstance(item["type"], pg.CITEXT),
+        is_computed=bool(item.get("computed")),
     )
 
 

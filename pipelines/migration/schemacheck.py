@@ -12,6 +12,7 @@ import polars as pl
 
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import SchemaIncompatibleError
+from pipelines.migration.load import tables_written
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.plan import ChildPlan, EntityPlan, FieldPlan, Plan
 from pipelines.migration.schema import Column
@@ -20,7 +21,14 @@ from pipelines.migration.schema import Column
 def check_schema(run: RunContext) -> StageOutcome:
     """Compare types, lengths, nullability and uniqueness; the outcome names blockers and warnings."""
     blockers = [text for entity in run.plan.entities.values() for text in _blockers(run.plan, entity)]
+    references = _references(run)
+    blockers += [*_reference_blockers(run.plan, references)]
     warnings = [text for entity in run.plan.entities.values() for text in _warnings(entity)]
+    warnings += [
+        f"{table}.{column}: refers to its own table; a row whose parent comes later is set aside"
+        for table, column, parent in references
+        if table == parent
+    ]
     entities = run.plan.entities.values()
     targets = {entity.target.name: entity.target.describe() for entity in entities}
     targets |= {child.table.name: child.table.describe() for e in entities for child in e.children.values()}
@@ -45,6 +53,7 @@ def _blockers(plan: Plan, entity: EntityPlan) -> Iterator[str]:
         column = entity.source.columns[name]
         if column.kind == "other":
             yield f"{entity.source.name}.{name}: the type {column.type_name} is not supported"
+    yield from _enum_blockers(entity)
     for field in entity.fields.values():
         yield from _field_blockers(plan, entity, field, empty)
     key = entity.target.columns[entity.target_key]
@@ -74,7 +83,57 @@ def _field_blockers(plan: Plan, entity: EntityPlan, field: FieldPlan, empty: pl.
         yield f"{where}: {given} does not fit {field.column.type_name}; add a transform"
 
 
+def _references(run: RunContext) -> list[tuple[str, str, str]]:
+    """The foreign keys between the tables that are written: (table, column, the table referred to)."""
+    written = [table.name for table in tables_written(run.plan)]
+    found = [(item, parent) for parent in written for item in run.target.references_to(parent)]
+    return [(item.table.name, item.column, parent) for item, parent in found if item.table.name in written]
+
+
+def _reference_blockers(plan: Plan, references: list[tuple[str, str, str]]) -> Iterator[str]:
+    """Cycles of foreign keys, which no order of loading satisfies, and those that this order does not."""
+    order = {table.name: place for place, table in enumerate(tables_written(plan))}
+    filled = {(e.target.name, name) for e in plan.entities.values() for name in e.fields}
+    filled |= {(c.table.name, c.parent) for e in plan.entities.values() for c in e.children.values()}
+    edges = {(t, parent) for t, column, parent in references if t != parent and (t, column) in filled}
+    cyclic = {(table, parent) for table, parent in edges if _leads(parent, table, edges)}
+    if cyclic:
+        names = ", ".join(sorted({table for table, _ in cyclic}))
+        yield f"the foreign keys between {names} form a cycle: leave one of them unmapped"
+    for table, parent in sorted(edges - cyclic):
+        if order[parent] > order[table]:
+            yield f"{table}: refers to {parent}, which is loaded later; add it to depends_on"
+
+
+def _leads(start: str, end: str, edges: set[tuple[str, str]]) -> bool:
+    seen, waiting = set[str](), [start]
+    while waiting:
+        here = waiting.pop()
+        if here == end:
+            return True
+        if here not in seen:
+            seen.add(here)
+            waiting += [parent for table, parent in edges if table == here]
+    return False
+
+
+def _enum_blockers(entity: EntityPlan) -> Iterator[str]:
+    """A mapped or fixed value that the target's enum does not have: it would fail in every row."""
+    for name, spec in entity.mapping.fields.items():
+        allowed = entity.target.columns[name].values
+        if allowed is None or not spec.transform:
+            continue
+        step, argument = spec.transform[-1]
+        made = {"map": [*argument.values()] if step == "map" else [], "const": [argument]}.get(step, [])
+        wrong = sorted({str(value) for value in made if value is not None} - {*allowed})
+        if wrong:
+            yield f"{entity.target.name}.{name}: {', '.join(wrong)} is not one of {', '.join(allowed)}"
+
+
 def _widens(given: pl.DataType, wanted: pl.DataType) -> bool:
+    """A moment with its zone may go into a column without one: it is kept in UTC."""
+    if wanted == pl.Datetime("us"):
+        return given == pl.Datetime("us", "UTC")
     return given.is_integer() and (wanted == pl.Int64() or wanted == pl.Float64())
 
 
@@ -115,5 +174,17 @@ def _warnings(entity: EntityPlan) -> Iterator[str]:
         if not target.nullable and may_be_null and field.ref is None:
             yield f"{where}: must not be null, and the source may be"
     for unique in entity.unique:
+        where = f"{entity.target.name}.{', '.join(unique.columns)}"
         if not any(held.columns == unique.columns for held in entity.source.unique):
-            yield f"{entity.target.name}.{', '.join(unique.columns)}: unique in the target, not in the source"
+            yield f"{where}: unique in the target, not in the source"
+        elif unique.folds_case and not any(
+            held.columns == unique.columns and held.folds_case for held in entity.source.unique
+        ):
+            yield f"{where}: unique whatever the case of letters in the target, not in the source"
+    left = [
+        name
+        for name, column in entity.target.columns.items()
+        if name not in entity.loaded_columns and (column.nullable or column.has_default)
+    ]
+    if left:
+        yield f"{entity.target.name}: nothing fills {', '.join(left)}; null or the default stands there"

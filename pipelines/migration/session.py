@@ -15,16 +15,18 @@ from typing import Any
 from uuid import UUID
 
 from pipelines.migration.announce import Announcer, EventLog
+from pipelines.migration.attempts import current_folder, earlier_manifests, next_folder
 from pipelines.migration.compile import compile_plan, tables_of
 from pipelines.migration.context import Reporter, RunContext
 from pipelines.migration.errors import MigrationError, StagedDataError, StageOrderError
-from pipelines.migration.load import refuse_filled_tables
+from pipelines.migration.load import refuse_filled_tables, tables_written
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.mapping import Mapping, load_mapping
 from pipelines.migration.masking import Masker
 from pipelines.migration.plan import Plan
+from pipelines.migration.preview import preview, preview_folder, preview_run
 from pipelines.migration.source import open_source
-from pipelines.migration.target import Target, open_target
+from pipelines.migration.target import Target, TargetTransaction, open_target
 from pipelines.migration.worktables import (
     RunRow,
     create_work_tables,
@@ -55,7 +57,7 @@ class Session:
         """Create the run, or take it up: after it the run is there, and holds the target."""
         mapping = self._load_mapping()
         with self._target() as target:
-            row, manifest = self._find(target), Manifest.load(self.folder)
+            row, manifest = self._find(target), Manifest.load(self.current)
             if row is None:
                 self._create(target, mapping)
                 return
@@ -64,8 +66,44 @@ class Session:
                 if row.stage != "start":
                     raise self._no_files()
                 self._reflect(target, mapping).save()
-            if row.status in ("running", "failed"):
+            if row.status in ("running", "failed", "cancelled"):
                 self._take_up(target)
+
+    @property
+    def current(self) -> Path:
+        """The folder of the attempt that is under way, or was the last."""
+        return current_folder(self.folder)
+
+    def prepare_retry(self) -> None:
+        """Begin the next attempt, or take up the one that is under way.
+
+        Raises MigrationError unless the run is completed, for a run without files here, and when no
+        record of it is in quarantine.
+        """
+        mapping = self._load_mapping()
+        with self._target() as target:
+            row, manifest = self._find(target), Manifest.load(self.current)
+            if row is None:
+                raise StageOrderError("this", needs="start")
+            if manifest is None:
+                raise self._no_files()
+            if row.status == "completed":
+                folder = next_folder(self.folder, manifest, target, self.migration_id)
+                manifest = self._reflect(target, mapping, folder)
+                manifest.mapping_sha256 = mapping.sha256
+                compile_plan(mapping, manifest.source_tables, manifest.target_tables, row.started_at)
+                manifest.save()
+            elif self.current == self.folder or row.status not in ("running", "failed", "cancelled"):
+                raise MigrationError(f"migration {self.migration_id!r} is {row.status}, not completed")
+            with target.transaction() as transaction:
+                transaction.lock()
+                refuse_other_holder(transaction.connection, self.migration_id)
+                update_run(
+                    transaction.connection,
+                    self.migration_id,
+                    status="running",
+                    mapping_sha256=manifest.mapping_sha256,
+                )
 
     def _create(self, target: Target, mapping: Mapping) -> None:
         """Check everything first, then write: the work tables, the run, its manifest."""
@@ -77,7 +115,8 @@ class Session:
             refuse_other_holder(transaction.connection, self.migration_id)
             refuse_filled_tables(transaction, plan)
             create_work_tables(transaction.connection)
-            insert_run(transaction.connection, self._new_row(mapping, started_at))
+            first_keys = _first_keys(transaction, plan)
+            insert_run(transaction.connection, self._new_row(mapping, started_at, first_keys))
         manifest.save()
 
     def _take_up(self, target: Target) -> None:
@@ -86,18 +125,44 @@ class Session:
             refuse_other_holder(transaction.connection, self.migration_id)
             update_run(transaction.connection, self.migration_id, status="running")
 
+    def preview(self) -> dict[str, Any]:
+        """What a new run would do; nothing is written. See `preview.preview`."""
+        mapping, now = self._load_mapping(), datetime.now(UTC)
+        source = open_source(self.source_url)
+        with self._target() as target, preview_folder(self.folder.parent) as folder:
+            sources, targets = tables_of(mapping)
+            here, there = source.tables(sources), target.tables(targets)
+            plan = compile_plan(mapping, here, there, now)
+            with target.transaction() as transaction:
+                first_keys = _first_keys(transaction, plan)
+            given = {
+                "source_tables": here,
+                "target_tables": there,
+                "first_keys": first_keys,
+                "plan": plan,
+                "target": target,
+                "store": self.store,
+                "masker": Masker(self.secret, self.migration_id),
+                "reporter": self.reporter,
+                "now": now,
+            }
+            return preview(preview_run(Path(folder), given, mapping_sha256=mapping.sha256), source)
+
     def begin(self, run: RunContext) -> StageOutcome:
         """The outcome of the start, as it was or new: which databases, under which mapping."""
         begun = run.outcome("start")
         if begun is not None:
             return begun
-        facts = {
+        facts: dict[str, Any] = {
             "source_config": open_source(self.source_url).describe(),
             "target_config": run.target.describe(),
             "mapping_sha256": run.row.mapping_sha256,
-            "mode": "run",
+            "mode": "run" if run.attempt == 1 else "retry",
             "started_at": run.row.started_at.isoformat(),
         }
+        if run.attempt > 1:
+            before = run.earlier[-1].outcomes["start"].facts["mapping_sha256"]
+            return run.finish("start", {**facts, "previous_mapping_sha256": before})
         return run.finish("start", facts, at=run.row.started_at)
 
     def context(self, *, undoing: bool = False) -> RunContext:
@@ -114,7 +179,8 @@ class Session:
 
     def _context(self, target: Target, undoing: bool) -> RunContext:
         mapping = self._load_mapping()
-        row, manifest = self._find(target), Manifest.load(self.folder)
+        row, manifest = self._find(target), Manifest.load(self.current)
+        earlier = earlier_manifests(self.folder)
         if row is None:
             raise StageOrderError("this", needs="start")
         _refuse_unfit(row, mapping, undoing=undoing)
@@ -127,9 +193,11 @@ class Session:
             plan=self._plan(mapping, manifest, row.started_at),
             target=target,
             manifest=manifest,
-            announcer=Announcer(self.store, row, self.metadata),
+            announcer=Announcer(self.store, row, self.metadata, manifest.outcomes, retry=len(earlier) + 1),
             masker=Masker(self.secret, self.migration_id),
             reporter=self.reporter,
+            attempt=len(earlier) + 1,
+            earlier=earlier,
         )
 
     @asynccontextmanager
@@ -139,8 +207,16 @@ class Session:
         if row is None:
             yield None
             return
-        yield Announcer(self.store, row, self.metadata)
+        manifest, retry = Manifest.load(self.current), len(earlier_manifests(self.folder)) + 1
+        yield Announcer(self.store, row, self.metadata, manifest.outcomes if manifest else None, retry=retry)
         await asyncio.to_thread(self._let_go)
+
+    def pause(self) -> None:
+        """Let go of the target, so that others may have it; a running run is `cancelled` until resumed."""
+        row = self._running()
+        with self._target() as target, target.transaction() as transaction:
+            changes = {"status": "cancelled"} if row is not None else {}
+            update_run(transaction.connection, self.migration_id, holds=False, **changes)
 
     def _running(self) -> RunRow | None:
         try:
@@ -154,9 +230,16 @@ class Session:
         with self._target() as target, target.transaction() as transaction:
             update_run(transaction.connection, self.migration_id, holds=False, status="failed")
 
-    def _new_row(self, mapping: Mapping, started_at: datetime) -> RunRow:
+    def _new_row(self, mapping: Mapping, started_at: datetime, first_keys: dict[str, int]) -> RunRow:
         row = RunRow(
-            self.migration_id, mapping.sha256, "running", "start", started_at, UUID(int=0), self.metadata
+            migration_id=self.migration_id,
+            mapping_sha256=mapping.sha256,
+            status="running",
+            stage="start",
+            started_at=started_at,
+            correlation_id=UUID(int=0),
+            metadata=self.metadata,
+            first_keys=first_keys,
         )
         return replace(row, correlation_id=Announcer(self.store, row, {}).event_id("correlation"))
 
@@ -165,10 +248,12 @@ class Session:
             self.mapping = load_mapping(self.mapping)
         return self.mapping
 
-    def _reflect(self, target: Target, mapping: Mapping) -> Manifest:
+    def _reflect(self, target: Target, mapping: Mapping, folder: Path | None = None) -> Manifest:
         """The manifest of a run that has done nothing yet: the tables as they are now."""
         sources, targets = tables_of(mapping)
-        return Manifest(self.folder, open_source(self.source_url).tables(sources), target.tables(targets))
+        return Manifest(
+            folder or self.folder, open_source(self.source_url).tables(sources), target.tables(targets)
+        )
 
     def _plan(self, mapping: Mapping, manifest: Manifest, now: datetime) -> Plan:
         """The compiled plan, made once for the same tables and moment."""
@@ -197,6 +282,15 @@ class Session:
             yield target
         finally:
             target.close()
+
+
+def _first_keys(transaction: TargetTransaction, plan: Plan) -> dict[str, int]:
+    """The highest key of each table that is written and whose key is a number."""
+    return {
+        table.name: transaction.highest_key(table)
+        for table in tables_written(plan)
+        if table.columns[table.key or ""].kind == "integer"
+    }
 
 
 def _refuse_unfit(row: RunRow, mapping: Mapping, *, undoing: bool = False) -> None:

@@ -45,6 +45,8 @@ def open_source(url: str) -> Source:
 
     Raises SourceError for a malformed URL, an unknown kind of database, or a file that is not there.
     """
+    from pipelines.migration.csvfile import CsvSource
+    from pipelines.migration.postgres_source import PostgresSource
     from pipelines.migration.sqlite import SqliteSource
 
     try:
@@ -53,7 +55,12 @@ def open_source(url: str) -> Source:
         raise SourceError(
             "the source is not a database URL such as sqlite:///legacy.db", stage="start"
         ) from None
-    if parsed.get_backend_name() != "sqlite":
-        kind = parsed.get_backend_name()
-        raise SourceError(f"sources of kind {kind!r} are not supported in this version", stage="start")
-    return SqliteSource(Path(parsed.database or ""))
+    match parsed.get_backend_name():
+        case "sqlite":
+            return SqliteSource(Path(parsed.database or ""))
+        case "postgresql":
+            return PostgresSource(parsed.set(drivername="postgresql+psycopg2"))
+        case "csv":
+            return CsvSource(Path(parsed.database or ""))
+        case kind:
+            raise SourceError(f"sources of kind {kind!r} are not supported in this version", stage="start")

@@ -1,13 +1,9 @@
-"""SQLite as a source: opened read-only, so that it is never written to and never made.
-
-SQLite's columns hold values of any type. A value that is not of its column's declared type becomes
-null and is named in `_ill_typed`, so that the validate stage quarantines the record.
-"""
+"""SQLite as a source: opened read-only, so that it is never written to and never made."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +13,8 @@ import polars as pl
 import sqlalchemy as sa
 
 from pipelines.migration.errors import SourceError
-from pipelines.migration.schema import Column, Table, reflect_tables
-
-_DATETIME_FORMS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f")
+from pipelines.migration.schema import Table, reflect_tables
+from pipelines.migration.sqlite_values import frame_of, text_or_bytes
 
 
 class SqliteSource:
@@ -33,9 +28,7 @@ class SqliteSource:
 
     def _connect(self) -> sqlite3.Connection:
         uri = f"file:{quote(str(self._path.resolve()))}?mode=ro"
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-        connection.text_factory = _text_or_bytes
-        return connection
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
     def describe(self) -> dict[str, str]:
         return {"kind": "sqlite", "database": self._path.name}
@@ -85,75 +78,26 @@ class SqliteSnapshot:
         last: Any = None
         while True:
             page = statement if last is None else statement.where(sa.column(key) > last)
-            fetched = self._connection.execute(page).fetchall()
+            fetched = self._fetch(page)
             if fetched:
-                yield _frame([table.columns[name] for name in columns], fetched)
+                yield frame_of([table.columns[name] for name in columns], fetched)
                 last = fetched[-1][columns.index(key)]
             if len(fetched) < rows:
                 return
 
+    def _fetch(self, statement: sa.Select[Any]) -> Sequence[Sequence[Any]]:
+        """The rows as the driver makes them; a page with text that is not UTF-8 is read a second time."""
+        driver: Any = self._connection.connection.dbapi_connection
+        for factory in (str, text_or_bytes):
+            driver.text_factory = factory
+            try:
+                return self._rows(statement)
+            except (sqlite3.OperationalError, UnicodeDecodeError) as error:
+                if factory is text_or_bytes or "UTF-8" not in str(error).upper():
+                    raise sa.exc.DBAPIError(None, None, error) from None
+        raise AssertionError("unreachable")
 
-def _frame(columns: list[Column], rows: Sequence[Sequence[Any]]) -> pl.DataFrame:
-    typed, ill = {}, []
-    for column, values in zip(columns, zip(*rows, strict=True), strict=True):
-        series, is_ill = _typed(column, values)
-        typed[column.name] = series.alias(column.name)
-        if is_ill.any():
-            ill.append(pl.when(pl.lit(is_ill)).then(pl.lit(column.name)))
-    frame = pl.DataFrame(typed)
-    if not ill:
-        return frame.with_columns(pl.lit(None, pl.String).alias("_ill_typed"))
-    names = pl.concat_str(ill, separator=",", ignore_nulls=True)
-    return frame.with_columns(pl.when(names != "").then(names).alias("_ill_typed"))
-
-
-def _typed(column: Column, values: Sequence[Any]) -> tuple[pl.Series, pl.Series]:
-    """The values in the column's type, and a mask of those that are not of it."""
-    is_of_type, store = _STORED.get(column.kind, (str, pl.String()))
-    kept = [value if isinstance(value, is_of_type) else None for value in values]
-    raw = pl.Series(kept, dtype=store)
-    series = _READ.get(column.kind, _as_it_is)(raw)
-    given = pl.Series([value is not None for value in values], dtype=pl.Boolean)
-    return series, given & series.is_null()
-
-
-_STORED: dict[str, tuple[type | tuple[type, ...], pl.DataType]] = {
-    "integer": (int, pl.Int64()),
-    "boolean": (int, pl.Int64()),
-    "float": ((int, float), pl.Float64()),
-    "binary": (bytes, pl.Binary()),
-}
-
-
-def _text_or_bytes(raw: bytes) -> str | bytes:
-    """Text that is not UTF-8 stays bytes, which no text column takes."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
-
-
-def _as_it_is(raw: pl.Series) -> pl.Series:
-    return raw
-
-
-def _boolean(raw: pl.Series) -> pl.Series:
-    return raw.replace_strict({0: False, 1: True}, default=None, return_dtype=pl.Boolean())
-
-
-def _moment(raw: pl.Series) -> pl.Series:
-    value = pl.col("v")
-    forms = [value.str.to_datetime(form, strict=False, time_unit="us") for form in _DATETIME_FORMS]
-    return raw.to_frame("v").select(pl.coalesce(forms)).to_series()
-
-
-def _date(raw: pl.Series) -> pl.Series:
-    return raw.str.to_date("%Y-%m-%d", strict=False)
-
-
-_READ: dict[str, Callable[[pl.Series], pl.Series]] = {
-    "boolean": _boolean,
-    "datetime": _moment,
-    "datetime_tz": lambda raw: _moment(raw).dt.replace_time_zone("UTC"),
-    "date": _date,
-}
+    def _rows(self, statement: sa.Select[Any]) -> Sequence[Sequence[Any]]:
+        cursor: Any = self._connection.execute(statement).cursor
+        fetched: Sequence[Sequence[Any]] = cursor.fetchall()
+        return fetched

@@ -1,17 +1,22 @@
-"""Targets: what the engine writes to, in transactions of its own making."""
+"""Targets: what the engine writes to, in transactions of its own making.
+
+This is the seam that a new kind of database joins: a `Target` that opens transactions, and a
+`TargetTransaction`, most of which `relational.RelationalTransaction` does in plain SQLAlchemy Core.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
 import sqlalchemy as sa
 
 from pipelines.migration.errors import TargetError
-from pipelines.migration.schema import Table
+from pipelines.migration.schema import Table, Unique
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,50 @@ class TargetTransaction(Protocol):
         """The connection, for the work tables."""
 
     def lock(self) -> None:
-        """Wait until no other run of ours writes to this database; held to the end."""
+        """Wait until no other run of ours writes to this database; held to the end. Called first."""
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        """Undo only what is done inside when it raises; the transaction goes on.
+
+        Raises RecordRefusedError when the target refuses a row for what is in it.
+        """
+
+    def check_deferred(self) -> None:
+        """Let constraints that wait for the end of the transaction speak now, inside a savepoint."""
+
+    def next_key(self, table: Table) -> int | None:
+        """The key that the target would give next; None when no sequence gives it."""
 
     def is_empty(self, table: Table) -> bool:
         """Whether the table holds no row."""
 
-    def copy_in(self, table: str, frame: pl.DataFrame) -> None:
+    def count(self, table: Table) -> int:
+        """The number of rows."""
+
+    def highest_key(self, table: Table) -> int:
+        """The highest key of a table whose key is a number; 0 when it is empty."""
+
+    def find(self, table: Table, unique: Unique, values: pl.DataFrame) -> pl.DataFrame:
+        """The rows that equal one of the rows of values in a column that is unique: a frame of that
+        column, under its own name and as it stands there, and `_found`, the key."""
+
+    def insert(self, table: Table, frame: pl.DataFrame) -> None:
         """Insert the rows of a frame whose columns are named like the table's."""
+
+    def update(self, table: Table, frame: pl.DataFrame) -> None:
+        """Set the columns of a frame in the rows that have its keys."""
 
     def after_hashes(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
         """The hash of each whole row as it stands now, by key as text; all columns count."""
+
+    def images(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
+        """Each whole row in a form that `restore` and `bring_back` read, by key as text."""
+
+    def restore(self, table: Table, images: Sequence[str]) -> None:
+        """Make rows that are there what they were."""
+
+    def bring_back(self, table: Table, images: Sequence[str]) -> None:
+        """Insert rows that are gone as they were."""
 
     def delete(self, table: Table, keys: Sequence[Any]) -> int:
         """Delete the rows of these keys; how many there were."""
@@ -50,8 +89,8 @@ class TargetTransaction(Protocol):
     def read(self, table: Table, columns: list[str], *, after: Any, limit: int) -> pl.DataFrame:
         """The next rows in key order, in the columns' staged types; `after` None begins."""
 
-    def count(self, table: Table) -> int:
-        """The number of rows."""
+    def rows(self, table: Table, columns: list[str], *, of: str, among: Sequence[Any]) -> pl.DataFrame:
+        """The rows whose column `of` has one of these values, in key order and staged types."""
 
     def advance_sequence(self, table: Table) -> None:
         """Make the key's sequence go on above the highest key; no sequence is nothing to do."""
@@ -72,7 +111,8 @@ class Target(Protocol):
     def transaction(self) -> AbstractContextManager[TargetTransaction]:
         """A transaction: committed on a clean exit, undone on an exception.
 
-        Raises TargetError, without the values of any row, when the database refuses or is away.
+        One opened inside another of the same thread may be the same one. Raises TargetError, without
+        the values of any row, when the database refuses or is away.
         """
 
     def close(self) -> None:
@@ -82,15 +122,19 @@ class Target(Protocol):
 def open_target(url: str) -> Target:
     """The target of a URL; nothing is connected yet.
 
-    Raises TargetError for a malformed URL or an unknown kind of database.
+    Raises TargetError for a malformed URL, an unknown kind of database, or a file that is not there.
     """
     from pipelines.migration.postgres import PostgresTarget
+    from pipelines.migration.sqlite_target import SqliteTarget
 
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
         raise TargetError("the target is not a database URL such as postgresql://…", stage="start") from None
-    if parsed.get_backend_name() != "postgresql":
-        kind = parsed.get_backend_name()
-        raise TargetError(f"targets of kind {kind!r} are not supported in this version", stage="start")
-    return PostgresTarget(parsed.set(drivername="postgresql+psycopg2"))
+    match parsed.get_backend_name():
+        case "postgresql":
+            return PostgresTarget(parsed.set(drivername="postgresql+psycopg2"))
+        case "sqlite":
+            return SqliteTarget(Path(parsed.database or ""))
+        case kind:
+            raise TargetError(f"targets of kind {kind!r} are not supported in this version", stage="start")

@@ -1,7 +1,9 @@
 """Transform: the extracted rows in the target's form, vectorised; what could not be made is marked.
 
-The new key of a record is the one its field gives, else its number in key order, so it never depends
-on the target's sequence. Rows that the mapping's `where` leaves out are counted as filtered.
+The new key of a record is the one its field gives, else its number in key order above the highest key
+that the target held, so it never depends on the target's sequence; a record that the target holds
+already keeps the key that it has there (see `matching`). Rows that the mapping's `where` leaves out are
+counted as filtered.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.migration.chunks import remove_stage
+from pipelines.migration.ahead import ahead
+from pipelines.migration.chunks import Chunk, remove_stage
 from pipelines.migration.context import RunContext, check_accounting
 from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.matching import match_existing
 from pipelines.migration.plan import ChildPlan, EntityPlan, FieldPlan
 from pipelines.migration.transforms import Conversion
 
@@ -60,19 +64,34 @@ def _declared(run: RunContext) -> Conversions:
 def _transform_entity(run: RunContext, entity: EntityPlan, conversions: Conversions) -> dict[str, int]:
     chunks = run.staged("extract", entity.name)
     total, done, kept = sum(chunk.rows for chunk in chunks), 0, 0
+    first = run.row.first_keys.get(entity.target.name, 0) + run.keys_given(entity.target)
     for name in (entity.name, *(f"{entity.name}.{child}" for child in entity.children)):
         run.manifest.staged["transform"][name] = []
-    for chunk in chunks:
-        source = _wanted(run.read(chunk), entity)
-        frame = transform_frame(source, entity, first_record=kept + 1)
-        _count_conversions(source, entity, conversions)
+    for chunk, frame, families in ahead(_transformed(run, entity, chunks, first, conversions)):
         run.write("transform", entity.name, chunk.number, frame)
-        for child in entity.children.values():
-            children = _make_children(run, child, frame, conversions)
-            run.write("transform", f"{entity.name}.{child.name}", chunk.number, children)
+        for name, family in families.items():
+            run.write("transform", f"{entity.name}.{name}", chunk.number, family)
         done, kept = done + chunk.rows, kept + frame.height
         run.progress("transform", entity.name, done, total)
     return {"in": total, "out": kept, "quarantined": 0, "filtered": total - kept}
+
+
+def _transformed(
+    run: RunContext, entity: EntityPlan, chunks: list[Chunk], first: int, conversions: Conversions
+) -> Iterator[tuple[Chunk, pl.DataFrame, dict[str, pl.DataFrame]]]:
+    """Each chunk with its records and their children in the target's form."""
+    for chunk in chunks:
+        source = _wanted(run.read(chunk), entity)
+        frame = transform_frame(source, entity, first_record=first + 1)
+        if entity.policy != "fail":
+            with run.target.transaction() as transaction:
+                frame = match_existing(transaction, entity, frame)
+        _count_conversions(source, entity, conversions)
+        families = {
+            child.name: _make_children(run, child, frame, conversions) for child in entity.children.values()
+        }
+        first += frame.height
+        yield chunk, frame, families
 
 
 def _wanted(frame: pl.DataFrame, entity: EntityPlan) -> pl.DataFrame:
@@ -92,6 +111,7 @@ def transform_frame(source: pl.DataFrame, entity: EntityPlan, *, first_record: i
     return source.select(
         pl.col(entity.mapping.key).cast(pl.String).alias("_key"),
         (_target_value(given) if given else ordinal).alias("_record"),
+        pl.lit(value=False).alias("_existing"),
         pl.col("_ill_typed"),
         failed.alias("_failed"),
         *(pl.col(name).alias(f"s:{name}") for name in entity.columns),

@@ -10,10 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import orjson
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from pipelines.migration.formats import (
+    DatetimeFormats,
+    UuidFormats,
+    convert_datetime,
+    convert_uuid,
+    described,
+)
 
 
 @dataclass(frozen=True)
@@ -47,18 +56,12 @@ Function = Callable[[Sequence[pl.Expr], Settings], pl.Expr]
 ChildFunction = Callable[[pl.DataFrame, Settings], pl.DataFrame]
 
 
-class _Formats(BaseModel):
+class _JsonPath(BaseModel):
+    """`get: $.address.city` takes one value out of the document."""
+
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-
-class _UuidFormats(_Formats):
-    source: Literal["hex32", "dashed", "urn"] = Field(alias="from")
-    target: Literal["hex32", "dashed", "urn"] = Field(alias="to")
-
-
-class _DatetimeFormats(_Formats):
-    source: Literal["naive_utc", "timestamptz", "unix_s", "unix_ms", "iso"] = Field(alias="from")
-    target: Literal["naive_utc", "timestamptz", "unix_s", "unix_ms", "iso"] = Field(alias="to")
+    get: Annotated[str, Field(pattern=r"^\$[.\[]")]
 
 
 _DTYPES: dict[str, pl.DataType] = {
@@ -67,12 +70,8 @@ _DTYPES: dict[str, pl.DataType] = {
     "text": pl.String(),
     "boolean": pl.Boolean(),
 }
-_UUID_FORMS = {
-    "hex32": r"^[0-9a-fA-F]{32}$",
-    "dashed": r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
-    "urn": r"^(?i:urn:uuid:)[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
-}
-_ISO = "%Y-%m-%dT%H:%M:%S%.f%:z"
+_TRUTH = {"true": True, "t": True, "yes": True, "1": True, "1.0": True}
+_TRUTH |= {"false": False, "f": False, "no": False, "0": False, "0.0": False}
 
 
 def _const(_: pl.Expr, argument: Any) -> Value:
@@ -96,7 +95,17 @@ def _default(value: pl.Expr, argument: Any) -> Value:
 
 
 def _cast(value: pl.Expr, argument: str) -> Value:
-    result = value.cast(_DTYPES[argument], strict=False)
+    match argument:
+        case "boolean":
+            words = value.cast(pl.String).str.to_lowercase()
+            result = words.replace_strict(_TRUTH, default=None, return_dtype=pl.Boolean())
+        case "decimal":
+            text = value.cast(pl.String).str.strip_chars()
+            result = pl.when(text.str.contains(r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)$")).then(text)
+        case "date":
+            result = value.cast(pl.String).str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False)
+        case _:
+            result = value.cast(_DTYPES[argument], strict=False)
     return Value(result, _lost(value, result), f"cannot become {argument}")
 
 
@@ -105,51 +114,40 @@ def _map(value: pl.Expr, argument: dict[str, Any]) -> Value:
     return Value(result, _lost(value, result), "is not one of the values that the mapping lists")
 
 
-def _uuid(value: pl.Expr, formats: _UuidFormats) -> Value:
-    right_form = value.str.contains(_UUID_FORMS[formats.source])
-    digits = value.str.to_lowercase().str.replace("urn:uuid:", "", literal=True).str.replace_all("-", "")
-    cuts = [(0, 8), (8, 4), (12, 4), (16, 4), (20, 12)]
-    dashed = pl.concat_str([digits.str.slice(start, size) for start, size in cuts], separator="-")
-    forms = {"hex32": digits, "dashed": dashed, "urn": pl.concat_str([pl.lit("urn:uuid:"), dashed])}
-    result = pl.when(right_form).then(forms[formats.target])
-    message = f"is not a UUID written as {formats.source}"
-    return Value(result, _lost(value, result), message, Conversion("uuid", formats.source, formats.target))
+def _uuid(value: pl.Expr, formats: UuidFormats) -> Value:
+    result, names = convert_uuid(value, formats), described(formats)
+    return Value(
+        result, _lost(value, result), f"is not a UUID written as {names[0]}", Conversion("uuid", *names)
+    )
 
 
-def _datetime(value: pl.Expr, formats: _DatetimeFormats) -> Value:
-    moment = _MOMENT_OF[formats.source](value)
-    result = _MOMENT_TO[formats.target](moment)
-    message = f"is not a moment written as {formats.source}"
-    pair = Conversion("datetime", formats.source, formats.target)
-    return Value(result, _lost(value, result), message, pair)
+def _datetime(value: pl.Expr, formats: DatetimeFormats) -> Value:
+    result, names = convert_datetime(value, formats), described(formats)
+    pair = Conversion("datetime", *names)
+    return Value(result, _lost(value, result), f"is not a moment written as {names[0]}", pair)
 
 
-def _iso_moment(value: pl.Expr) -> pl.Expr:
-    with_offset = value.str.replace(r"[Zz]$", "+00:00").str.replace(" ", "T", literal=True)
-    return with_offset.str.to_datetime(_ISO, strict=False, time_unit="us").dt.convert_time_zone("UTC")
+def _json_parse(value: pl.Expr, argument: _JsonPath | None) -> Value:
+    """The text as compact JSON, or one text or number out of it."""
+    document = value.map_batches(_compact_json, return_dtype=pl.String)
+    lost, message = _lost(value, document), "is not JSON"
+    return Value(document if argument is None else document.str.json_path_match(argument.get), lost, message)
 
 
-def _epoch(value: pl.Expr, per_second: int) -> pl.Expr:
-    microseconds = value.cast(pl.Int64, strict=False) * (1_000_000 // per_second)
-    in_calendar = value.abs() < 253_402_300_800 * per_second  # the year 10000 and beyond has no calendar form
-    moment = microseconds.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    return pl.when(in_calendar).then(moment)
+def _compact_json(texts: pl.Series) -> pl.Series:
+    def compact(text: str | None) -> str | None:
+        try:
+            return None if text is None else orjson.dumps(orjson.loads(text)).decode()
+        except orjson.JSONDecodeError:
+            return None
+
+    return pl.Series(texts.name, [compact(text) for text in texts], dtype=pl.String)
 
 
-_MOMENT_OF: dict[str, Callable[[pl.Expr], pl.Expr]] = {
-    "naive_utc": lambda value: value.dt.replace_time_zone("UTC"),
-    "timestamptz": lambda value: value,
-    "unix_s": lambda value: _epoch(value, 1),
-    "unix_ms": lambda value: _epoch(value, 1000),
-    "iso": _iso_moment,
-}
-_MOMENT_TO: dict[str, Callable[[pl.Expr], pl.Expr]] = {
-    "naive_utc": lambda moment: moment.dt.replace_time_zone(None),
-    "timestamptz": lambda moment: moment,
-    "unix_s": lambda moment: moment.dt.epoch("s"),
-    "unix_ms": lambda moment: moment.dt.epoch("ms"),
-    "iso": lambda moment: moment.dt.to_string("%Y-%m-%dT%H:%M:%S%.6fZ"),
-}
+def _json_dump(value: pl.Expr, _: Any) -> Value:
+    """A text, number or truth value as JSON; null stays null."""
+    encoded = pl.struct(value.alias("v")).struct.json_encode()
+    return Value(pl.when(value.is_not_null()).then(encoded.str.slice(5).str.head(-1)))
 
 
 def _lost(before: pl.Expr, after: pl.Expr) -> pl.Expr:
@@ -166,41 +164,66 @@ class _Builtin:
 
 _BUILTINS: dict[str, _Builtin] = {
     "copy": _Builtin(None, _copy),
+    "rename": _Builtin(None, _copy),
     "const": _Builtin(TypeAdapter(str | int | float | bool | None), _const),
     "default": _Builtin(TypeAdapter(str | int | float | bool), _default),
     "lower": _Builtin(None, _lower),
     "strip": _Builtin(None, _strip),
-    "cast": _Builtin(TypeAdapter(Literal["integer", "float", "text", "boolean"]), _cast),
+    "cast": _Builtin(TypeAdapter(Literal["integer", "float", "text", "boolean", "decimal", "date"]), _cast),
     "map": _Builtin(TypeAdapter(dict[str, str | int | float | bool]), _map),
-    "uuid": _Builtin(TypeAdapter(_UuidFormats), _uuid),
-    "datetime": _Builtin(TypeAdapter(_DatetimeFormats), _datetime),
+    "uuid": _Builtin(TypeAdapter(UuidFormats), _uuid),
+    "datetime": _Builtin(TypeAdapter(DatetimeFormats), _datetime),
+    "json_parse": _Builtin(TypeAdapter(_JsonPath | None), _json_parse),
+    "json_dump": _Builtin(None, _json_dump),
 }
 _functions: dict[str, Function] = {}
 _child_functions: dict[str, tuple[ChildFunction, tuple[Conversion, ...]]] = {}
+_needed: dict[str, tuple[str, ...]] = {}
 
 
-def register_function(name: str) -> Callable[[Function], Function]:
-    """Make a function a transform of this name: `(inputs, settings) -> expression`, pure and vectorised."""
+def register_function(name: str, *, params: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Make a function a transform of this name: `(inputs, settings) -> expression`, pure and vectorised.
+
+    A mapping that uses it must state these params: there is no default that nobody chose.
+    """
 
     def register(function: Function) -> Function:
-        _functions[name] = function
+        _functions[name], _needed[name] = function, params
         return function
 
     return register
 
 
 def register_child_function(
-    name: str, *, conversions: tuple[Conversion, ...] = ()
+    name: str, *, conversions: tuple[Conversion, ...] = (), params: tuple[str, ...] = ()
 ) -> Callable[[ChildFunction], ChildFunction]:
     """Make a function the maker of children: it gets the record's source columns and `_record`, and
     returns the children's columns and, for each child, the `_record` it belongs to. `conversions`
-    are counted once a record that has children."""
+    are counted once a record that has children. `params`: see `register_function`."""
 
     def register(function: ChildFunction) -> ChildFunction:
-        _child_functions[name] = (function, conversions)
+        _child_functions[name], _needed[name] = (function, conversions), params
         return function
 
     return register
+
+
+def needed_params(name: str) -> tuple[str, ...]:
+    """The params that a mapping must state to use a function."""
+    return _needed.get(name, ())
+
+
+def step_schema() -> dict[str, Any]:
+    """The JSON Schema of one transform: a name, or one built-in name with its argument."""
+    known = {name: _inline(builtin.argument) for name, builtin in _BUILTINS.items() if builtin.argument}
+    named = {"type": "object", "minProperties": 1, "maxProperties": 1}
+    return {"anyOf": [{"type": "string"}, {**named, "properties": known, "additionalProperties": False}]}
+
+
+def _inline(argument: TypeAdapter[Any]) -> dict[str, Any]:
+    """A schema without references: an argument has at most one model."""
+    schema = argument.json_schema()
+    return next(iter(schema["$defs"].values())) if "$defs" in schema else schema
 
 
 def check_transform(name: str, argument: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 import polars.selectors as cs
 
+from pipelines.migration.attempts import taken_in
 from pipelines.migration.chunks import Chunk, remove_stage
 from pipelines.migration.context import RunContext, check_accounting
 from pipelines.migration.errors import ThresholdExceededError
@@ -22,6 +23,7 @@ from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.plan import Check, EntityPlan
 from pipelines.migration.rules import broken_mask, rule_message
 from pipelines.migration.schema import Unique
+from pipelines.migration.worktables import id_map
 
 _SAMPLES = 20
 _INNER = cs.by_name("_ill_typed", "_failed") | cs.starts_with("_there:")
@@ -63,9 +65,17 @@ def refuse_excess(run: RunContext, outcome: StageOutcome) -> None:
     """Raise ThresholdExceededError when an entity has more in quarantine than the mapping allows."""
     allowed = run.plan.mapping.thresholds.max_quarantine_ratio
     for entity, count in outcome.facts["validation_stats"]["entities"].items():
-        ratio = count["quarantined"] / count["in"] if count["in"] else 0.0
+        total = run.attempts[0].counts("extract")[entity]["in"]
+        ratio = count["quarantined"] / total if total else 0.0
         if ratio > allowed:
             raise ThresholdExceededError(entity, ratio=ratio, allowed=allowed)
+
+
+def refusals_allowed(run: RunContext, entity: str) -> int:
+    """How many records of an entity the target may refuse before the mapping's threshold is reached."""
+    total = run.attempts[0].counts("extract")[entity]["in"]
+    quarantined = run.manifest.counts("validate")[entity]["quarantined"]
+    return max(int(total * run.plan.mapping.thresholds.max_quarantine_ratio) - quarantined, 0)
 
 
 @dataclass
@@ -85,37 +95,75 @@ class _Judgement:
     def judge(self) -> None:
         """Find all violations: row by row, then across rows."""
         compared = sorted({name for unique in self.entity.unique for name in unique.columns})
-        for chunk in self.chunks:
+        for place, chunk in enumerate(self.chunks):
             frame = self._with_references(self.run.read(chunk))
-            violations = _long_form(frame, [*self._row_checks(frame), *self._reference_checks()])
-            violations = pl.concat([violations, *self._child_violations(chunk, frame)])
+            checks = [*self._row_checks(frame), *self._reference_checks(), *self._own_checks()]
+            violations = _long_form(frame, checks)
+            violations = pl.concat([violations, *self._child_violations(place, frame)])
             self.found.append(violations)
             good = frame.join(violations.select("_key"), on="_key", how="anti")
             values = [pl.col(f"t:{name}") for name in compared]
-            self.accepted.append(good.select("_key", *values, pl.lit(chunk.number).alias("_chunk")))
+            self.accepted.append(good.select("_key", *values, pl.lit(place).alias("_place")))
         self._judge_across()
 
     def stage_valid(self) -> dict[str, int]:
         """Write the valid records, their children and the quarantine of each chunk."""
-        run, name, keys = self.run, self.entity.name, []
-        children = dict.fromkeys(self.entity.children, 1)
+        run, name, keys = self.run, self.entity.name, self._loaded_before()
+        children = {name: run.keys_given(child.table) + 1 for name, child in self.entity.children.items()}
         for stage, names in (("valid", [name, *(f"{name}.{c}" for c in children)]), ("quarantine", [name])):
             run.manifest.staged[stage] |= {item: [] for item in names}
         total, done, quarantined = sum(chunk.rows for chunk in self.chunks), 0, 0
-        for chunk, violations in zip(self.chunks, self.found, strict=True):
+        for place, (chunk, violations) in enumerate(zip(self.chunks, self.found, strict=True)):
             frame = self._with_references(run.read(chunk))
             valid = frame.join(violations.select("_key"), on="_key", how="anti", maintain_order="left")
             run.write("valid", name, chunk.number, valid.drop(_INNER))
             run.write("quarantine", name, chunk.number, violations)
-            self._stage_children(chunk, valid, children)
+            self._stage_children(place, valid, children)
             accepted = pl.col("_key").is_in(valid["_key"].implode())
             keys.append(frame.select("_key", pl.when(accepted).then("_record").alias("_record")))
             done, quarantined = done + chunk.rows, quarantined + chunk.rows - valid.height
             run.progress("validate", name, done, total)
+        self._stage_gone()
         self.parents[name] = (
             pl.concat(keys) if keys else pl.DataFrame(schema={"_key": pl.String, "_record": pl.Int64})
         )
         return {"in": total, "out": total - quarantined, "quarantined": quarantined, "filtered": 0}
+
+    def _loaded_before(self) -> list[pl.DataFrame]:
+        """The keys of the records that earlier attempts loaded."""
+        if self.run.attempt == 1:
+            return []
+        dtype = self.entity.target.columns[self.entity.target_key].dtype
+        with self.run.target.transaction() as transaction:
+            frames = id_map(
+                transaction.connection, self.run.migration_id, self.entity.name, self.entity.target.name
+            )
+            return [
+                frame.select(
+                    pl.col("source_key").alias("_key"), pl.col("target_key").cast(dtype).alias("_record")
+                )
+                for frame in frames
+            ]
+
+    def _stage_gone(self) -> None:
+        """A record that a retry wanted and the source no longer has stays in quarantine."""
+        wanted = taken_in(self.run, self.entity.name)
+        if wanted is None:
+            return
+        extracted = [
+            self.run.read(chunk)[self.entity.mapping.key].cast(pl.String).alias("_key")
+            for chunk in self.run.staged("extract", self.entity.name)
+        ]
+        gone = wanted.filter(~wanted.is_in(pl.concat(extracted).implode())) if extracted else wanted
+        if gone.len():
+            texts = {
+                "stage": "extract",
+                "rule": "gone",
+                "column": self.entity.mapping.key,
+                "message": "is not in the source any more",
+            }
+            frame = gone.to_frame().with_columns(pl.lit(text).alias(name) for name, text in texts.items())
+            self.run.write("quarantine", self.entity.name, self.run.first_chunk + 999_999, frame)
 
     def grouped_errors(self) -> list[dict[str, Any]]:
         """The violations by rule: how many, and the keys of the first twenty."""
@@ -165,12 +213,18 @@ class _Judgement:
                 message = f"refers to a record of {spec.ref} that is in quarantine"
                 yield "validate", Check("parent", name, message, missing & known)
 
-    def _child_violations(self, chunk: Chunk, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    def _own_checks(self) -> Iterator[tuple[str, Check]]:
+        """What a retry would match with a record that the run itself loaded is no record to update."""
+        if loaded := self._loaded_before():
+            own = pl.col("_record").is_in(pl.concat(loaded)["_record"].implode())
+            name = self.entity.mapping.natural_key
+            message = "is taken by another record of this run"
+            yield "validate", Check("unique", name, message, pl.col("_existing") & own)
+
+    def _child_violations(self, place: int, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """What the target's columns say against a record's children counts against the record."""
         for child in self.entity.children.values():
-            made = self.run.read(
-                self.run.staged("transform", f"{self.entity.name}.{child.name}")[chunk.number]
-            )
+            made = self.run.read(self.run.staged("transform", f"{self.entity.name}.{child.name}")[place])
             keyed = made.join(
                 frame.select("_key", "_record"), on="_record", how="inner", maintain_order="left"
             )
@@ -189,9 +243,10 @@ class _Judgement:
             for number, violations in enumerate(_by_chunk(rows, check, len(self.found))):
                 self.found[number] = pl.concat([self.found[number], violations])
 
-    def _stage_children(self, chunk: Chunk, valid: pl.DataFrame, next_key: dict[str, int]) -> None:
+    def _stage_children(self, place: int, valid: pl.DataFrame, next_key: dict[str, int]) -> None:
         for name in self.entity.children:
-            made = self.run.read(self.run.staged("transform", f"{self.entity.name}.{name}")[chunk.number])
+            chunk = self.run.staged("transform", f"{self.entity.name}.{name}")[place]
+            made = self.run.read(chunk)
             kept = made.join(valid.select("_record"), on="_record", how="semi", maintain_order="left")
             numbers = pl.int_range(next_key[name], next_key[name] + kept.height, dtype=pl.Int64)
             self.run.write(
@@ -227,4 +282,4 @@ def _by_chunk(rows: pl.DataFrame, check: Check, chunks: int) -> Iterator[pl.Data
     broken = rows.with_columns(check.broken.alias("_broken")).filter("_broken")
     always = Check(check.rule, check.column, check.message, pl.col("_broken"))
     for number in range(chunks):
-        yield _long_form(broken.filter(pl.col("_chunk") == number), [("validate", always)])
+        yield _long_form(broken.filter(pl.col("_place") == number), [("validate", always)])

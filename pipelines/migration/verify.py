@@ -1,126 +1,230 @@
-"""Verify: the target against what was migrated, row by row, without the source and without counts alone.
+"""Verify: the target against what was migrated, row by row, and against what the events tell.
 
-Every row of the target's tables is read back, hashed in the canonical encoding and compared with the
-hash that the transformed row had. So a changed byte, two swapped values, a missing row and one too many
-are each found and named.
+Nothing is taken on trust: every row of the target is read back and hashed in the canonical encoding. The
+hashes are compared in buckets with those that the transformed rows had when they were loaded; the
+target's records with those that the run's events tell; what the old system would derive with what the
+new one holds; references, sequences and the accounting with what they must be. A difference names the
+entity, the table, the key, the record and, where it can be known, the columns.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
 
+from pipelines.migration.attempts import left_in_quarantine
+from pipelines.migration.buckets import Compared, compare
 from pipelines.migration.context import RunContext
+from pipelines.migration.invariants import broken_invariants
 from pipelines.migration.load import hashed_columns, tables_written
 from pipelines.migration.manifest import StageOutcome
-from pipelines.migration.plan import EntityPlan, Plan
+from pipelines.migration.plan import ChildPlan, EntityPlan, Plan
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Table
+from pipelines.migration.source import Source
 from pipelines.migration.target import TargetTransaction
-from pipelines.migration.worktables import idmap, undo
+from pipelines.migration.told import Told, compare_told, name_columns
+from pipelines.migration.worktables import id_map, written_to
 
-_FIRST = 100
-_PAGE = 10_000
+FIRST = 100
+"""How many differences of each kind a verification names; all are counted."""
+
+PAGE = 10_000
+Difference = dict[str, Any]
 
 
 @dataclass
-class _Comparison:
-    """One table: how many rows match, and the first that do not."""
+class _Findings:
+    differences: list[Difference] = field(default_factory=list)
 
-    matched: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("changed", "missing", "extra"), 0))
-    differences: list[dict[str, Any]] = field(default_factory=list)
+    def add(self, check: str, entity: str, table: str, compared: Compared) -> None:
+        for kind, key in compared.rows:
+            place = {"entity": entity, "table": table, "key": key, "record": None, "kind": kind}
+            self.differences.append({**place, "columns": [], "found_by": [check]})
 
-    def differ(self, kind: str, table: str, keys: pl.Series) -> None:
-        self.counts[kind] += keys.len()
-        room = max(_FIRST - len(self.differences), 0)
-        self.differences += [{"table": table, "key": key, "kind": kind} for key in keys.head(room)]
+    def merge(self, others: Iterable[Difference]) -> None:
+        """Add what another check found, once: to the same record's differing rows, where there are any."""
+        for other in others:
+            same = [
+                one
+                for one in self.differences
+                if (one["table"], one["record"]) == (other["table"], other["record"])
+            ]
+            for one in same:
+                one["found_by"] = sorted({*one["found_by"], *other["found_by"]})
+            if not same:
+                self.differences.append(other)
 
 
-def verify(run: RunContext) -> StageOutcome:
-    """Compare the whole target; the outcome's facts say `ok`, counts, and the first differences."""
+def verify(run: RunContext, source: Source | None, told: Told) -> StageOutcome:
+    """Compare the whole target; the outcome's facts say `ok`, counts, and the first differences.
+
+    Without a source nothing is derived anew, and the facts say so. After a rollback: whether what the
+    run had written is gone.
+    """
+    if run.row.status in ("rolling_back", "rolled_back"):
+        left = standing_rows(run)
+        ok = not any(item["standing"] for item in left["tables"].values())
+        return run.keep("undone", {"ok": ok, **left, "differences": []})
     run.require("verify", needs="load")
+    began = time.monotonic()
+    findings = _Findings()
     with run.target.transaction() as transaction:
-        tables = {table.name: _compare(run, transaction, table) for table in tables_written(run.plan)}
-        accounting = {name: _account(run, transaction, entity) for name, entity in run.plan.entities.items()}
-        orphans = _orphans(run.plan, transaction)
-    differences = [item for compared in tables.values() for item in compared.differences]
-    balanced = all(item["balanced"] for item in accounting.values())
-    facts = {
-        "ok": balanced and not differences and not any(orphans.values()),
-        "tables": {name: {"matched": item.matched, **item.counts} for name, item in tables.items()},
-        "accounting": accounting,
-        "orphans": orphans,
-        "differences": differences[:_FIRST],
-    }
-    return run.finish("verify", facts)
+        tables = {item.table.name: _compare(run, transaction, item, findings) for item in _written(run.plan)}
+        events = {
+            name: compare_told(run, transaction, entity, told) for name, entity in run.plan.entities.items()
+        }
+        _know_records(run, transaction, findings.differences)
+        findings.merge(_of_events(events))
+        name_columns(run, transaction, told, findings.differences)
+        invariants = broken_invariants(run, transaction, source)
+        facts: dict[str, Any] = {
+            "tables": tables,
+            "events": {name: _counts(compared) for name, compared in events.items()},
+            "accounting": {name: _account(run, transaction, e) for name, e in run.plan.entities.items()},
+            "orphans": _orphans(run.plan, transaction),
+            "sequences": _sequences(run.plan, transaction),
+            "invariants": invariants,
+        }
+    findings.merge(item for found in invariants.values() for item in found.pop("differences"))
+    ok = not findings.differences and not any(facts["orphans"].values())
+    ok = ok and all(item["balanced"] for item in facts["accounting"].values())
+    ok = ok and all(item["ok"] for item in facts["sequences"].values())
+    facts["differences"] = findings.differences[: 4 * FIRST]
+    facts["seconds"] = round(time.monotonic() - began, 3)
+    return run.keep("verify", {"ok": ok, **facts})
 
 
-def _compare(run: RunContext, transaction: TargetTransaction, table: Table) -> _Comparison:
-    expected = _expected(run, transaction, table)
-    names = hashed_columns(_written(run.plan, table))
-    columns, compared = [table.columns[name] for name in names], _Comparison()
-    seen, after, done = [], None, 0
-    assert table.key is not None
-    while True:
-        page = transaction.read(table, names, after=after, limit=_PAGE)
-        keys = page[table.key].cast(pl.String).alias("key")
-        found = pl.DataFrame([keys, row_hashes(page, columns).alias("found")])
-        joined = found.join(expected, on="key", how="left", maintain_order="left")
-        compared.differ("extra", table.name, joined.filter(pl.col("row_hash").is_null())["key"])
-        changed = pl.col("row_hash") != pl.col("found")
-        compared.differ("changed", table.name, joined.filter(changed)["key"])
-        compared.matched += joined.filter(~changed).height
-        seen.append(keys.to_frame())
-        done += page.height
-        run.progress("verify", table.name, min(done, expected.height), expected.height)
-        if page.height < _PAGE:
-            break
-        after = page[table.key][-1]
-    missing = expected.join(pl.concat(seen), on="key", how="anti", maintain_order="left")
-    compared.differ("missing", table.name, missing["key"])
-    return compared
+@dataclass(frozen=True)
+class Writes:
+    """A table that the run writes: for which entity, which columns, and as whose child."""
+
+    entity: EntityPlan
+    table: Table
+    columns: tuple[str, ...]
+    child: ChildPlan | None = None
 
 
-def _written(plan: Plan, table: Table) -> list[str]:
-    """The columns of a table that the load fills."""
+def _written(plan: Plan) -> Iterator[Writes]:
     for entity in plan.entities.values():
-        if entity.target.name == table.name:
-            return entity.loaded_columns
+        yield Writes(entity, entity.target, tuple(hashed_columns(entity.loaded_columns)))
         for child in entity.children.values():
-            if child.table.name == table.name:
-                return entity.child_columns(child, plan.settings)
-    raise LookupError(table.name)
+            names = hashed_columns(entity.child_columns(child, plan.settings))
+            yield Writes(entity, child.table, tuple(names), child)
 
 
-def _expected(run: RunContext, transaction: TargetTransaction, table: Table) -> pl.DataFrame:
-    statement = sa.select(undo.c.target_key, undo.c.row_hash).where(
-        undo.c.migration_id == run.migration_id, undo.c.table_name == table.name, undo.c.state == "applied"
-    )
-    rows = [tuple(row) for row in transaction.connection.execute(statement)]
-    return pl.DataFrame(rows, schema={"key": pl.String, "row_hash": pl.String}, orient="row")
+def _compare(
+    run: RunContext, transaction: TargetTransaction, item: Writes, findings: _Findings
+) -> dict[str, Any]:
+    """The rows of a table as they were meant, against the rows as they are."""
+    table, names = item.table, [*item.columns]
+    columns = [table.columns[name] for name in names]
+    total, alone = transaction.count(table), item.entity.policy == "fail"
+    assert table.key is not None
+
+    def expected() -> Iterator[pl.DataFrame]:
+        for frame in written_to(transaction.connection, run.migration_id, table.name):
+            meant = frame.filter(
+                pl.col("row_hash").is_not_null() & pl.col("op").is_in(["delete", "skip"]).not_()
+            )
+            yield meant.select(pl.col("target_key").alias("key"), pl.col("row_hash").alias("hash"))
+
+    def found() -> Iterator[pl.DataFrame]:
+        done = 0
+        for page in pages(transaction, table, names):
+            keys = page[table.key or ""].cast(pl.String).alias("key")
+            done += page.height
+            run.progress("verify", table.name, done, max(total, done))
+            yield pl.DataFrame([keys, row_hashes(page, columns).alias("hash")])
+
+    compared = compare(expected, found, first=FIRST)
+    others = 0 if alone else compared.counts["extra"]
+    if not alone:  # whose rows the others are, nobody can tell: they may have been there before
+        compared.counts["extra"] = 0
+        compared.rows = [row for row in compared.rows if row[0] != "extra"]
+    findings.add("rows", item.entity.name, table.name, compared)
+    unequal = compared.unequal if alone or any(compared.counts.values()) else []
+    return {"matched": compared.matched, **compared.counts, "others": others, "unequal": unequal}
+
+
+def pages(transaction: TargetTransaction, table: Table, names: list[str]) -> Iterator[pl.DataFrame]:
+    """All rows of a table in key order, a page at a time."""
+    assert table.key is not None
+    after = None
+    while True:
+        page = transaction.read(table, names, after=after, limit=PAGE)
+        if page.height:
+            yield page
+            after = page[table.key][-1]
+        if page.height < PAGE:
+            return
+
+
+def _counts(compared: dict[str, Compared]) -> dict[str, Any]:
+    return {
+        part: {"matched": item.matched, **item.counts, "unequal": item.unequal}
+        for part, item in compared.items()
+    }
+
+
+def _know_records(run: RunContext, transaction: TargetTransaction, differences: list[Difference]) -> None:
+    """Name the record that each differing row belongs to."""
+    by_table = {item.table.name: item for item in _written(run.plan)}
+    for table, item in by_table.items():
+        mine = [one for one in differences if one["table"] == table]
+        if not mine:
+            continue
+        keys = pl.Series([one["key"] for one in mine], dtype=pl.String).implode()
+        known: dict[str, str] = {}
+        for frame in written_to(transaction.connection, run.migration_id, table):
+            picked = frame.filter(pl.col("target_key").is_in(keys)).select("target_key", "record_key")
+            known |= dict(picked.iter_rows())
+        strange = [one["key"] for one in mine if one["key"] not in known]
+        if item.child is not None and strange:
+            known |= _parents(transaction, item.table, item.child.parent, strange)
+        for one in mine:
+            one["record"] = known.get(one["key"], one["key"])
+
+
+def _parents(transaction: TargetTransaction, table: Table, column: str, keys: list[str]) -> dict[str, str]:
+    """The parents of children that the run did not write."""
+    assert table.key is not None
+    rows = transaction.rows(table, [table.key, column], of=table.key, among=_keys(table, keys))
+    return {str(key): str(parent) for key, parent in rows.iter_rows()}
+
+
+def _of_events(events: dict[str, dict[str, Compared]]) -> Iterator[Difference]:
+    for entity, parts in events.items():
+        for table, compared in parts.items():
+            for kind, key in compared.rows:
+                place = {"entity": entity, "table": table, "key": key, "record": key, "kind": kind}
+                yield {**place, "columns": [], "found_by": ["events"]}
 
 
 def _account(run: RunContext, transaction: TargetTransaction, entity: EntityPlan) -> dict[str, Any]:
-    """Source rows - filtered - quarantined = ID map = rows in the target."""
-    filtered = run.manifest.counts("transform")[entity.name]["filtered"]
-    quarantined = run.manifest.counts("validate")[entity.name]["quarantined"]
-    source = run.manifest.counts("extract")[entity.name]["in"]
-    mapped = sa.select(sa.func.count()).where(
-        idmap.c.migration_id == run.migration_id, idmap.c.entity == entity.name
+    """Source rows - filtered - quarantined = ID map = rows in the target, where it was empty before."""
+    filtered = sum(
+        attempt.counts(stage)[entity.name]["filtered"]
+        for attempt in run.attempts
+        for stage in ("transform", "validate")
     )
-    in_map = int(transaction.connection.scalar(mapped) or 0)
-    in_target = transaction.count(entity.target)
+    left = left_in_quarantine(run.manifest, run.target, run.migration_id, run.attempt, entity.name)
+    source = run.attempts[0].counts("extract")[entity.name]["in"]
+    frames = id_map(transaction.connection, run.migration_id, entity.name, entity.target.name)
+    mapped, in_target = sum(frame.height for frame in frames), transaction.count(entity.target)
+    here = in_target if entity.policy == "fail" else mapped
     return {
         "source": source,
         "filtered": filtered,
-        "quarantined": quarantined,
-        "id_map": in_map,
+        "quarantined": len(left),
+        "id_map": mapped,
         "target": in_target,
-        "balanced": source - filtered - quarantined == in_map == in_target,
+        "balanced": source - filtered - len(left) == mapped == here,
     }
 
 
@@ -147,3 +251,42 @@ def _lost(transaction: TargetTransaction, table: str, column: str, parent: str, 
     )
     condition = sa.and_(referring.c[column].is_not(None), referred.c[key].is_(None))
     return int(transaction.connection.scalar(lost.where(condition)) or 0)
+
+
+def _sequences(plan: Plan, transaction: TargetTransaction) -> dict[str, dict[str, Any]]:
+    """Whether the key that each sequence gives next is above every key that there is."""
+    found = {}
+    for table in tables_written(plan):
+        following = transaction.next_key(table)
+        if following is None or table.key is None:
+            continue
+        statement: sa.Select[Any] = sa.select(sa.func.max(sa.column(table.key)))
+        highest = int(transaction.connection.scalar(statement.select_from(sa.table(table.name))) or 0)
+        found[table.name] = {"next": following, "highest": highest, "ok": following > highest}
+    return found
+
+
+def standing_rows(run: RunContext) -> dict[str, Any]:
+    """For each table: the rows that the run wrote, those that still stand as it left them, and all rows."""
+    tables: dict[str, dict[str, int]] = {}
+    with run.target.transaction() as transaction:
+        for item in _written(run.plan):
+            standing = wrote = 0
+            for frame in written_to(transaction.connection, run.migration_id, item.table.name):
+                mine = frame.filter(pl.col("op").is_in(["insert", "update"]))
+                now = transaction.after_hashes(item.table, _keys(item.table, mine["target_key"]))
+                hashes = zip(mine["target_key"], mine["after_hash"], strict=True)
+                standing += sum(now.get(key) == after for key, after in hashes)
+                wrote += mine.height
+            tables[item.table.name] = {
+                "written": wrote,
+                "standing": standing,
+                "rows": transaction.count(item.table),
+            }
+    return {"tables": tables}
+
+
+def _keys(table: Table, keys: Iterable[str]) -> list[Any]:
+    assert table.key is not None
+    is_number = table.columns[table.key].kind == "integer"
+    return [int(key) if is_number else key for key in keys]

@@ -13,13 +13,11 @@ import dagster as dg
 from eventsourcing.errors import EventSourcingError
 from eventsourcing.events import EventType
 from eventsourcing.query import EventQuery
-from pipelines.config import MigrateConfig, RollbackConfig
-from pipelines.migration.context import Progress
+from pipelines.config import MigrateConfig
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.run import Migration
+from pipelines.ops.journaled import JournaledMigration, Places, request_of
 from pipelines.ops.reports import plotted, stage_metadata
-from pipelines.requests import MigrationRequests
-from pipelines.watch import Watch
 from resources.databases import DatabasesResource
 from resources.eventing import EventingResource
 from resources.workspace import WorkspaceResource
@@ -56,21 +54,26 @@ def stage_op(name: str, stage: Stage, description: str, *, first: bool = False) 
         databases: DatabasesResource,
         workspace: WorkspaceResource,
     ):
-        migration_id = migration_id_of(context, config)
-        migration = _migration(context, config, migration_id, eventing, databases, workspace)
-        if first:
-            await MigrationRequests(eventing.store.storage).keep(migration_id, config)
+        request, places = request_of(config), Places(eventing, databases, workspace)
+        migration = JournaledMigration(context, migration_id_of(context, config), request, places)
+        if first or context.run.parent_run_id is not None:
+            await migration.take(request)
         try:
-            if context.run.parent_run_id is not None:
-                await migration.start()  # re-executed from a later stage: take the target up again
-            outcome = await stage(migration)
+            async with migration.working(status="running"):
+                if context.run.parent_run_id is not None:
+                    await migration.engine.start()  # re-executed from a later stage: take the target up again
+                outcome = await stage(migration.engine)
         except EventSourcingError as error:
             await _failed(context, migration, error, keep=first or config.on_failure == "keep")
             yield dg.Output(None, "failed", metadata={"error": dg.MetadataValue.text(str(error))})
             return
+        await migration.journaling.step_done(outcome.stage, outcome.facts)
         if first:
-            await _link(context, migration_id, eventing)
+            await migration.link()
         metadata = stage_metadata(outcome)
+        if name == "complete":
+            metadata |= await migration.report()
+            await migration.journaling.ended("completed")
         context.log_event(plotted(["migration", name], metadata))
         yield dg.Output(None, "done", metadata=metadata)
 
@@ -114,71 +117,22 @@ async def compensate(
     if reason is None or config.on_failure == "keep":
         context.log.info("no stage failed: there is nothing to undo")
         return
-    migration = _migration(context, config, migration_id, eventing, databases, workspace)
-    outcome = await migration.rollback(f"a stage failed: {reason}")
+    places = Places(eventing, databases, workspace)
+    migration = JournaledMigration(context, migration_id, request_of(config), places)
+    async with migration.working(status="rolling_back"):
+        outcome = await migration.engine.rollback(f"a stage failed: {reason}")
+    await migration.journaling.ended("rolled_back", failure=reason)
     raise dg.Failure(f"{reason}; rolled back", metadata=stage_metadata(outcome), allow_retries=False)
 
 
-@dg.op(tags={"kind": "migration"})
-async def roll_back(
-    context: dg.OpExecutionContext,
-    config: RollbackConfig,
-    eventing: EventingResource,
-    databases: DatabasesResource,
-    workspace: WorkspaceResource,
-) -> None:
-    """Undo a migration, row by row: ROLLBACK_INITIATED to ROLLBACK_COMPLETED."""
-    try:
-        request = await MigrationRequests(eventing.store.storage).get(config.migration_id)
-        migration = _migration(context, request, config.migration_id, eventing, databases, workspace)
-        outcome = await migration.rollback(config.reason)
-    except EventSourcingError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    await _link(context, config.migration_id, eventing)
-    context.add_output_metadata(stage_metadata(outcome))
-
-
-def _migration(
-    context: dg.OpExecutionContext,
-    config: MigrateConfig,
-    migration_id: str,
-    eventing: EventingResource,
-    databases: DatabasesResource,
-    workspace: WorkspaceResource,
-) -> Migration:
-    """The engine's run with every name resolved. A name that is not configured fails the op."""
-    watch = Watch(context)
-
-    def on_progress(progress: Progress) -> None:
-        watch.check()
-        watch.say(f"{progress.stage} {progress.entity}: {progress.done} of {progress.total}")
-
-    try:
-        mapping = workspace.mapping(config.mapping)
-        source_url = databases.source_url(config.source)
-        target_url = databases.target_url(config.target)
-    except EventSourcingError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    return Migration(
-        mapping,
-        source_url=source_url,
-        target_url=target_url,
-        store=eventing.store,
-        work_dir=workspace.folder(),
-        migration_id=migration_id,
-        secret=workspace.secret(),
-        metadata={"dagster_run_id": context.run_id},
-        on_progress=on_progress,
-    )
-
-
 async def _failed(
-    context: dg.OpExecutionContext, migration: Migration, error: EventSourcingError, *, keep: bool
+    context: dg.OpExecutionContext, migration: JournaledMigration, error: EventSourcingError, *, keep: bool
 ) -> None:
     """Record the failure; raise it when everything is kept, or while a retry may help."""
     if error.retryable and context.retry_number < MAX_RETRIES:
         raise dg.RetryRequested(MAX_RETRIES, seconds_to_wait=2**context.retry_number) from error
-    await migration.fail(error)
+    await migration.engine.fail(error)
+    await migration.journaling.ended("failed", failure=str(error))
     if keep:
         raise dg.Failure(str(error), allow_retries=False) from error
     context.log.error(str(error))
@@ -196,11 +150,3 @@ async def _failure_of(migration_id: str, eventing: EventingResource) -> str | No
         if event.event_type == EventType.MIGRATION_FAILED:
             return str(event.data["error_message"])
     return None
-
-
-async def _link(context: dg.OpExecutionContext, migration_id: str, eventing: EventingResource) -> None:
-    """Tag the run with the migration that it runs; its events carry the run's id."""
-    tags = {"migration_id": migration_id}
-    async for event in eventing.store.read(EventQuery(aggregate_id=migration_id, limit=1)):
-        tags["correlation_id"] = str(event.correlation_id or event.event_id)
-    context.instance.add_run_tags(context.run_id, tags)

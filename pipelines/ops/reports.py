@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 
 from eventsourcing.canonical import decode, encode
 from pipelines.migration.manifest import StageOutcome
+from pipelines.migration.report_page import entity_plot, quarantine_plot, time_plot, verdict
 
 Metadata = dict[str, dg.MetadataValue[Any]]
 
@@ -42,6 +45,35 @@ def plotted(key: Sequence[str], metadata: Metadata) -> dg.AssetObservation:
 def result_metadata(result: dict[str, Any]) -> Metadata:
     """A job's result, whole."""
     return {"result": dg.MetadataValue.json(decode(encode(result)))}
+
+
+def report_metadata(facts: dict[str, Any], address: str) -> Metadata:
+    """A migration's report: where it is, what it says in a word, its accounting and its plots."""
+    numbers: dict[str, int] = {}
+    for counts in facts["entities"].values():
+        for kind, count in counts.items():
+            numbers[kind] = numbers.get(kind, 0) + count
+    path = quote(facts["migration_id"], safe="")
+    return {
+        "report": dg.MetadataValue.url(f"{address}/migrations/{path}/report.html"),
+        "verdict": dg.MetadataValue.text(verdict(facts)[0]),
+        "accounting": _entity_table(facts["entities"]),
+        "plots": dg.MetadataValue.md(_plots(facts)),
+        **value_metadata({f"records_{kind}": count for kind, count in numbers.items()}),
+    }
+
+
+def _plots(facts: dict[str, Any]) -> str:
+    """The plots as Markdown, which shows pictures but no SVG of its own: each is a picture in itself."""
+    drawn = {
+        "Records by outcome": entity_plot(facts, standalone=True),
+        "Time by stage": time_plot(facts, standalone=True),
+        "Quarantine by rule": quarantine_plot(facts, standalone=True),
+    }
+    encoded = {title: base64.b64encode(svg.encode()).decode() for title, svg in drawn.items() if svg}
+    return "\n\n".join(
+        f"**{title}**\n\n![{title}](data:image/svg+xml;base64,{svg})" for title, svg in encoded.items()
+    )
 
 
 def _value(value: Any) -> dg.MetadataValue[Any]:

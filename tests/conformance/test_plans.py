@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,13 +15,12 @@ import asyncpg
 import pytest
 
 from eventsourcing import EventQuery, EventStore
-from eventsourcing.storage.fragments import is_timed, page
+from eventsourcing.storage.fragments import page
 from eventsourcing.storage.postgres import SESSION
 from eventsourcing.storage.statements import statements
 
 ROWS = 40_000
 BEGAN = datetime(2024, 1, 1, tzinfo=UTC)
-NOON = BEGAN + timedelta(hours=5)
 CORRELATION = UUID("0197b5c4-0000-7000-8000-00000000000a")
 EVENTS = statements("events")
 
@@ -128,16 +127,6 @@ async def test_every_query_walks_its_index(table: asyncpg.Connection) -> None:
         ):
             wrong[asked] = explained
     assert wrong == {}
-
-
-async def test_a_window_of_time_reads_its_index(session: asyncpg.Connection) -> None:
-    await session.execute(FILL, BEGAN, CORRELATION, ROWS)
-    await session.execute("VACUUM ANALYZE events")
-    query = EventQuery(from_timestamp=NOON, to_timestamp=NOON + timedelta(minutes=2))
-    assert is_timed(query)
-    async with session.transaction():
-        await session.execute(EVENTS["plan_for_values"])
-        assert set(indexes(await plan(session, *page(query, cursor=None, size=100)))) == {"events_timestamp"}
 
 
 async def test_types_without_branches_lose_their_index(session: asyncpg.Connection) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from eventsourcing import BaseEvent, CursorAheadError, EventStore, EventType, RecordedEvent, upcasting
 from eventsourcing import readmodels as module
-from eventsourcing.folds import Fold, State, fold_events
+from eventsourcing.folds import DurableFold, State, fold_events
 from eventsourcing.lag import lags
 from eventsourcing.readmodels import (
     CHECKPOINTS,
@@ -211,7 +211,7 @@ async def test_a_tally_tells_apart_what_it_is_asked_to(store: EventStore) -> Non
 
 @pytest.mark.parametrize("fold", [model.fold for model in READ_MODELS], ids=lambda fold: fold.name)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_fold_cares_for_the_types_it_names_and_counts_what_it_says(fold: Fold, seed: int) -> None:
+def test_a_fold_cares_for_the_types_it_names_and_counts_what_it_says(fold: DurableFold, seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(300):
         event = odd_event(chance)

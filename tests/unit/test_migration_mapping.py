@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from pipelines.migration import Mapping, MappingError, load_mapping, parse_mapping
+from pipelines.migration import MappingError, load_mapping, mapping_schema, parse_mapping
 from pipelines.migration.compile import compile_plan
 from pipelines.migration.legacy_panel import mapping_path
 from pipelines.migration.schema import Column, Table, Unique
@@ -63,8 +64,34 @@ def test_the_good_mapping_compiles() -> None:
     assert plan.entities["people"].columns == ("born", "id", "name")
 
 
-def test_the_file_has_a_json_schema() -> None:
-    assert "entities" in Mapping.model_json_schema()["properties"]
+def test_the_published_json_schema_is_that_of_the_code() -> None:
+    published = Path(__file__).parents[2] / "docs" / "mapping.schema.json"
+    assert json.loads(published.read_text()) == mapping_schema()
+
+
+def test_a_function_that_needs_a_parameter_has_no_default_for_it() -> None:
+    text = mapping_path().read_text().replace("  auth_algorithm: xxh128", "  other: 1")
+    with pytest.raises(MappingError, match=r"proxies.transform: 'derived_credentials' needs the parameter"):
+        parse_mapping(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[required]", "[required]", "'skip' needs a unique natural key"),
+        ("to: people\n", "to: people\n    on_conflict: rename\n", "'rename' needs a unique natural key"),
+    ],
+)
+def test_a_policy_that_matches_needs_a_natural_key_that_is_unique(old: str, new: str, message: str) -> None:
+    text = GOOD.replace("version: 1", "version: 1\non_conflict: skip").replace(old, new, 1)
+    with pytest.raises(MappingError, match=message):
+        compile_plan(parse_mapping(text), SOURCE, TARGET, datetime.now(UTC))
+
+
+def test_a_target_table_is_written_by_one_entity() -> None:
+    text = GOOD + GOOD.partition("entities:\n")[2].replace("people:\n", "others:\n", 1)
+    with pytest.raises(MappingError, match=r"others\.to: the target table 'people' is written twice"):
+        compile_plan(parse_mapping(text), SOURCE, TARGET, datetime.now(UTC))
 
 
 @pytest.mark.parametrize(
@@ -110,13 +137,19 @@ def test_the_file_has_a_json_schema() -> None:
         ("emit: USER_MIGRATED", "depends_on: [people]", "mapping:3: entities.people: depends on itself"),
         (
             "version: 1",
-            "version: 1\non_conflict: update",
-            "mapping:2: on_conflict: this version knows only 'fail'",
+            "version: 1\non_conflict: upsert",
+            "mapping:2: on_conflict: input should be 'fail', 'skip', 'update' or 'rename'",
         ),
         ("rules: [required]", "secret: true", "names a secret field"),
         ("{from: name, transform: [lower]", "{transform: [lower]", "has no 'from'"),
         ("    to: people\n", "    to: people\n    to: others\n", "mapping:6: the key 'to' stands twice"),
         ("version: 1", "version: [", "not YAML"),
+        ("emit: USER_MIGRATED", "stream: '{kind}'", "mapping:8: entities.people.stream: must name {kind}"),
+        (
+            "emit: USER_MIGRATED",
+            "stream: '{kind}-{id}-{key}'",
+            "may name {kind}, {key}, {entity} and",
+        ),
     ],
 )
 def test_a_malformed_mapping_names_line_and_field(old: str, new: str, message: str) -> None:

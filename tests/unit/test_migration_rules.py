@@ -12,7 +12,7 @@ from pipelines.migration.records import stream_of
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.rules import broken_mask, check_rule, rule_message
 from pipelines.migration.schema import Column
-from pipelines.migration.sqlite import _frame
+from pipelines.migration.sqlite_values import frame_of
 
 BCRYPT = "$2b$12$" + "a" * 53
 
@@ -84,7 +84,7 @@ def test_values_of_another_type_become_null_and_are_named() -> None:
         Column("t", "datetime", "datetime"),
         Column("f", "float", "float"),
     ]
-    frame = _frame(
+    frame = frame_of(
         columns, [(1, 1, "2024-01-01 00:00:00", 1), ("x", 2, "yesterday", 2.5), (None, None, None, None)]
     )
     assert frame["_ill_typed"].to_list() == [None, "n,b,t", None]
@@ -92,5 +92,5 @@ def test_values_of_another_type_become_null_and_are_named() -> None:
 
 
 def test_text_that_is_not_utf_8_is_ill_typed() -> None:
-    frame = _frame([Column("t", "text", "text")], [("ok",), (b"\xff",)])
+    frame = frame_of([Column("t", "text", "text")], [("ok",), (b"\xff",)])
     assert frame["_ill_typed"].to_list() == [None, "t"]

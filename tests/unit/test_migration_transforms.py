@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_DNS, UUID, uuid5
 
 import orjson
 import polars as pl
@@ -22,6 +22,9 @@ KEY = "550e8400e29b41d4a716446655440000"
 DASHED = "550e8400-e29b-41d4-a716-446655440000"
 MOMENT = datetime(2024, 2, 29, 12, 30, 15, 250000)  # noqa: DTZ001 - naive on purpose
 AWARE = MOMENT.replace(tzinfo=UTC)
+WHOLE = MOMENT.replace(microsecond=0)
+SHOWN_TWICE = datetime(2024, 10, 27, 2, 30)  # noqa: DTZ001 - naive on purpose
+SHOWN_NEVER = datetime(2024, 3, 31, 2, 30)  # noqa: DTZ001 - naive on purpose
 
 
 def applied(name: str, argument: Any, values: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -62,6 +65,34 @@ def applied(name: str, argument: Any, values: list[Any]) -> tuple[list[Any], lis
         ("datetime", {"from": "iso", "to": "unix_s"}, "2024-02-29T13:30:15.25+01:00", 1709209815),
         ("datetime", {"from": "iso", "to": "timestamptz"}, "2024-02-29T12:30:15.25Z", AWARE),
         ("datetime", {"from": "naive_utc", "to": "iso"}, MOMENT, "2024-02-29T12:30:15.250000Z"),
+        ("datetime", {"from": "naive", "zone": "Asia/Tehran", "to": "unix_s"}, MOMENT, 1709197215),
+        ("datetime", {"from": "unix_s", "to": "naive", "zone": "Asia/Tehran"}, 1709197215, WHOLE),
+        ("datetime", {"from": "rfc2822", "to": "unix_s"}, "Thu, 29 Feb 2024 13:30:15 +0100", 1709209815),
+        ("datetime", {"from": "rfc2822", "to": "unix_s"}, "29 Feb 2024 12:30:15 GMT", 1709209815),
+        ("datetime", {"from": "naive_utc", "to": "rfc2822"}, MOMENT, "Thu, 29 Feb 2024 12:30:15 +0000"),
+        ("rename", None, "A", "A"),
+        ("cast", "boolean", "Yes", True),
+        ("cast", "decimal", " 12.50", "12.50"),
+        ("cast", "date", "2024-02-29", WHOLE.date()),
+        ("uuid", {"from": "bytes", "to": "dashed"}, UUID(DASHED).bytes, DASHED),
+        ("uuid", {"from": "dashed", "to": "bytes"}, DASHED, UUID(DASHED).bytes),
+        (
+            "uuid",
+            {"from": "derived", "by": "xxh128", "to": "dashed"},
+            KEY,
+            "92adcd0d-5f42-e568-7cb7-b4ca80d1756b",
+        ),
+        (
+            "uuid",
+            {"from": "derived", "by": "uuid5", "namespace": str(NAMESPACE_DNS), "to": "hex32"},
+            "example.org",
+            uuid5(NAMESPACE_DNS, "example.org").hex,
+        ),
+        ("json_parse", None, '{"b": [1, "x"]}', '{"b":[1,"x"]}'),
+        ("json_parse", {"get": "$.a.b[1]"}, '{"a": {"b": [1, "x"]}}', "x"),
+        ("json_dump", None, 'a "b"', '"a \\"b\\""'),
+        ("json_dump", None, 12, "12"),
+        ("json_dump", None, True, "true"),
     ],
 )
 def test_a_transform(name: str, argument: Any, given: Any, made: Any) -> None:
@@ -79,6 +110,15 @@ def test_a_transform(name: str, argument: Any, given: Any, made: Any) -> None:
         ("uuid", {"from": "hex32", "to": "dashed"}, "zz" + KEY[2:]),
         ("datetime", {"from": "iso", "to": "unix_s"}, "2024-02-30T00:00:00Z"),
         ("datetime", {"from": "unix_s", "to": "timestamptz"}, 10**15),
+        ("datetime", {"from": "naive", "zone": "Europe/Berlin", "to": "iso"}, SHOWN_TWICE),
+        ("datetime", {"from": "naive", "zone": "Europe/Berlin", "to": "iso"}, SHOWN_NEVER),
+        ("datetime", {"from": "rfc2822", "to": "iso"}, "Thu, 30 Feb 2024 13:30:15 +0100"),
+        ("uuid", {"from": "bytes", "to": "dashed"}, b"short"),
+        ("json_parse", None, "{'a': 1}"),
+        ("json_parse", {"get": "$.a"}, "nonsense"),
+        ("cast", "boolean", "perhaps"),
+        ("cast", "decimal", "1,5"),
+        ("cast", "date", "29.02.2024"),
     ],
 )
 def test_what_cannot_be_brought_over_is_marked_and_null_is_not(name: str, argument: Any, given: Any) -> None:
@@ -89,7 +129,19 @@ def test_what_cannot_be_brought_over_is_marked_and_null_is_not(name: str, argume
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [("nope", None), ("lower", 3), ("cast", "money"), ("uuid", {"from": "hex32"}), ("map", ["a"])],
+    [
+        ("nope", None),
+        ("lower", 3),
+        ("cast", "money"),
+        ("uuid", {"from": "hex32"}),
+        ("uuid", {"from": "derived", "to": "hex32"}),
+        ("uuid", {"from": "hex32", "to": "dashed", "by": "xxh128"}),
+        ("map", ["a"]),
+        ("datetime", {"from": "naive", "to": "iso"}),
+        ("datetime", {"from": "naive", "to": "iso", "zone": "Mars/Olympus"}),
+        ("datetime", {"from": "iso", "to": "unix_s", "zone": "UTC"}),
+        ("json_parse", {"get": "a.b"}),
+    ],
 )
 def test_a_wrong_argument_is_refused(name: str, argument: Any) -> None:
     with pytest.raises(ValueError, match=name):

@@ -57,17 +57,18 @@ SELECT event_id FROM events WHERE event_id = ANY($1::uuid[])
 SELECT aggregate_id, max("timestamp") AS latest FROM events
 WHERE aggregate_id = ANY($1::text[]) GROUP BY aggregate_id
 
+-- name: last_versions
+-- The last version of every type below a version, for each of these aggregates.
+SELECT streams.aggregate_id, e.event_type, max(e.event_version) AS version
+FROM unnest($1::text[], $2::integer[]) AS streams (aggregate_id, before)
+JOIN events e ON e.aggregate_id = streams.aggregate_id COLLATE "C" AND e.event_version < streams.before
+GROUP BY streams.aggregate_id, e.event_type
+
 -- name: select_events
 -- The head of every read; conditions, order and limit are assembled from the table of fragments.
 SELECT event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp", correlation_id,
        causation_id, metadata, data, position, recorded_at
 FROM events
-
--- name: plan_for_values
--- How much a window of time holds no generic plan knows, and its index is read as a bitmap.
-SELECT set_config(name, value, true)
-FROM (VALUES ('plan_cache_mode', 'force_custom_plan'), ('enable_sort', 'on'), ('enable_bitmapscan', 'on'))
-     AS settings (name, value)
 
 -- name: horizon
 -- The smaller of the highest committed position and the smallest key that an append in flight holds.
@@ -94,3 +95,19 @@ ON CONFLICT DO NOTHING
 -- name: types_of_kinds
 -- The event types that occur with any of these aggregate types.
 SELECT DISTINCT event_type FROM event_kinds WHERE aggregate_type = ANY($1::text[]) ORDER BY event_type
+
+-- name: next_block
+-- The first block that is not written yet.
+SELECT coalesce(max(block) + 1, 0) FROM event_blocks
+
+-- name: add_blocks
+INSERT INTO event_blocks (block, earliest, latest)
+SELECT position >> 13, min("timestamp"), max("timestamp") FROM events
+WHERE position >= $1 AND position < $2 GROUP BY 1
+ON CONFLICT DO NOTHING
+
+-- name: blocks_between
+-- The blocks that hold events of a window of time; NULL leaves an end open.
+SELECT block FROM event_blocks
+WHERE latest >= coalesce($1, '-infinity'::timestamptz) AND earliest <= coalesce($2, 'infinity'::timestamptz)
+ORDER BY block

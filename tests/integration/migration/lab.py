@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import sqlalchemy as sa
 
 from eventsourcing import EventStore
 from eventsourcing.events import RecordedEvent
 from pipelines.migration import Mapping, Migration, Progress, StageOutcome, parse_mapping
 from pipelines.migration.legacy_panel import mapping_path
+from pipelines.migration.rowhash import row_hashes
+from pipelines.migration.schema import Column
+from pipelines.migration.target import open_target
 
 USERS = 240
 
@@ -70,14 +74,27 @@ class Lab:
             return [tuple(row) for row in result] if result.returns_rows else []
 
     def dump(self) -> dict[str, str]:
-        """The hash of each table in key order, work tables aside."""
-        tables = ("admins", "users", "proxies")
+        """The hash of each table's canonical encoding in key order, work tables aside."""
         return {
-            name: hashlib.sha256(
-                repr(self.execute(f"SELECT t::text FROM {name} t ORDER BY id")).encode()
-            ).hexdigest()
-            for name in tables
+            name: hashlib.sha256("".join(row_hashes(rows, columns)).encode()).hexdigest()
+            for name, (rows, columns) in self.contents().items()
         }
+
+    def contents(self) -> dict[str, tuple[pl.DataFrame, list[Column]]]:
+        """Each table's rows in key order, and its columns."""
+        names = ("admins", "users", "proxies")
+        target = open_target(self.target_url)
+        tables = target.tables({*names})
+        with target.transaction() as transaction:
+            found = {
+                name: (
+                    transaction.read(tables[name], [*tables[name].columns], after=None, limit=10**6),
+                    [*tables[name].columns.values()],
+                )
+                for name in names
+            }
+        target.close()
+        return found
 
     def rows(self, table: str) -> int:
         return int(self.execute(f"SELECT count(*) FROM {table}")[0][0])
@@ -107,7 +124,7 @@ _OURS = {
     "imported_at",
     "completed_at",
 }
-_OURS |= {"migrated_at", "converted_at", "quarantined_at"}
+_OURS |= {"migrated_at", "converted_at", "quarantined_at", "initiated_at", "rolled_back_at"}
 
 
 def comparable_events(events: list[RecordedEvent]) -> list[Any]:

@@ -58,7 +58,7 @@ async def test_a_source_that_is_no_database(lab: Lab, tmp_path: Path) -> None:
             "mapping:22: entities.admins.f",
         ),
         ("      is_sudo: {from: is_sudo}", "      rank: {from: is_sudo}", "'admins' has no column 'rank'"),
-        ("auth_algorithm: xxh128", "other: x", "auth_algorithm must be xxh128 or plain"),
+        ("auth_algorithm: xxh128", "auth_algorithm: md5", "auth_algorithm must be xxh128 or plain"),
     ],
 )
 async def test_a_mapping_that_does_not_fit(lab: Lab, old: str, new: str, message: str) -> None:

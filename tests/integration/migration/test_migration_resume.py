@@ -6,17 +6,22 @@ import asyncio
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from eventsourcing import EventStore, EventStoreConfig
 from eventsourcing.events import BaseEvent, RecordedEvent
+from eventsourcing.query import EventQuery
 from pipelines.migration import Progress
 from tests.integration.migration.lab import Finished, Lab, all_events, comparable_events
 
 REPOSITORY = Path(__file__).parents[3]
+
+
+T = TypeVar("T")
 
 
 class CrashError(Exception):
@@ -30,13 +35,23 @@ class CrashingLog:
         self._store, self._left, self._after = store, at_append, after_storing
 
     async def append_events(self, events: Sequence[BaseEvent]) -> list[RecordedEvent]:
+        return await self._append(self._store.append_events(events))
+
+    async def append_frame(self, frames: Any, *, name: str) -> object:
+        return await self._append(self._store.append_frame(frames, name=name))
+
+    async def _append(self, storing: Coroutine[Any, Any, T]) -> T:
         self._left -= 1
         if self._left == 0 and not self._after:
+            storing.close()
             raise CrashError
-        stored = await self._store.append_events(events)
+        stored = await storing
         if self._left == 0:
             raise CrashError
         return stored
+
+    def read(self, query: EventQuery) -> AsyncIterator[RecordedEvent]:
+        return self._store.read(query)
 
 
 def undisturbed(finished: Finished) -> tuple[dict[str, str], list[object]]:

@@ -1,0 +1,219 @@
+"""The routes of migrations: start, follow, stop and undo them, as jobs over names that are configured."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import orjson
+from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi.responses import HTMLResponse, Response
+
+from api.dependencies import OpenStore, OpenSystem, json_response
+from api.launcher import Launcher
+from api.migration_jobs import (
+    cancel_migration,
+    finished_migration,
+    known_row,
+    resume_migration,
+    retry_migration,
+    rollback_migration,
+    start_migration,
+    verify_migration,
+)
+from api.migration_schemas import (
+    MigrationBody,
+    MigrationPage,
+    QuarantinePageParams,
+    RetryBody,
+    RollbackBody,
+)
+from api.paging import cursor_after, key_before, next_link, position_before
+from api.problems import NOT_FOUND, ProblemError
+from api.requests import HtmlRoute, JsonRoute
+from api.schemas import PathId, problems
+from eventsourcing import NotFoundError
+from eventsourcing.canonical import encode
+from eventsourcing.quarantine import quarantined
+from resources.migration_journal import MigrationJournal
+
+READ = problems(404, 406, 422, 503)
+JOB = problems(400, 404, 406, 409, 413, 415, 422, 503)
+
+migrations = APIRouter(route_class=JsonRoute, tags=["migrations"])
+pages = APIRouter(route_class=HtmlRoute, tags=["migrations"])
+
+
+async def _launcher(request: Request) -> Launcher:
+    launcher: Launcher = await request.app.state.launcher()
+    return launcher
+
+
+Jobs = Annotated[Launcher, Depends(_launcher)]
+
+
+@migrations.post("/migrations", status_code=202, response_model=None, responses=JOB)
+async def create_migration(system: OpenSystem, jobs: Jobs, body: MigrationBody) -> Response:
+    """Start a migration, or plan one with `dry_run`. Mapping, source and target are configured names."""
+    migration_id, run_id = await start_migration(system, jobs, body)
+    return _started(migration_id, run_id, "planned" if body.dry_run else "started")
+
+
+@migrations.get("/migrations", response_model=None, responses=problems(406, 422, 503))
+async def list_migrations(
+    request: Request, store: OpenStore, params: Annotated[MigrationPage, Query()]
+) -> Response:
+    """All migrations, newest first, in pages."""
+    await store.initialize()
+    journal, before = MigrationJournal(store.storage), key_before(params)
+    rows, keys = await journal.page(before=before, limit=params.limit + 1)
+    more = len(keys) > params.limit
+    cursor = cursor_after(keys[params.limit - 1], params) if more else None
+    content = {"migrations": [_only(row, LISTED) for row in rows[: params.limit]]}
+    return json_response(encode(content), headers=next_link(request, cursor))
+
+
+@migrations.get("/migrations/{migration_id}", response_model=None, responses=READ)
+async def get_migration(
+    store: OpenStore, migration_id: PathId, wait: Annotated[float, Query(ge=0, le=60)] = 0
+) -> Response:
+    """One migration; `wait` holds the answer back until nothing works on it, for so many seconds at most."""
+    row = await finished_migration(store, migration_id, wait_s=wait)
+    return json_response(encode(shown(row)))
+
+
+@migrations.post("/migrations/{migration_id}/resume", status_code=202, response_model=None, responses=JOB)
+async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
+    """Go on with a migration that was interrupted, cancelled or failed."""
+    return _started(migration_id, await resume_migration(store, jobs, migration_id), "resumed")
+
+
+@migrations.post("/migrations/{migration_id}/cancel", status_code=202, response_model=None, responses=JOB)
+async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
+    """Stop a migration; what is done stays done, and it can be resumed."""
+    return _started(migration_id, await cancel_migration(store, jobs, migration_id), "cancelled")
+
+
+@migrations.post("/migrations/{migration_id}/verify", status_code=202, response_model=None, responses=JOB)
+async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
+    """Compare the target with what was migrated, now."""
+    return _started(migration_id, await verify_migration(store, jobs, migration_id), "being verified")
+
+
+@migrations.post("/migrations/{migration_id}/rollback", status_code=202, response_model=None, responses=JOB)
+async def rollback(
+    store: OpenStore, jobs: Jobs, migration_id: PathId, body: Annotated[RollbackBody | None, Body()] = None
+) -> Response:
+    """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
+    asked = body or RollbackBody()
+    run_id = await rollback_migration(store, jobs, migration_id, asked)
+    return _started(migration_id, run_id, "being previewed" if asked.dry_run else "being rolled back")
+
+
+@migrations.get("/migrations/{migration_id}/quarantine", response_model=None, responses=READ)
+async def list_quarantine(
+    request: Request,
+    store: OpenStore,
+    migration_id: PathId,
+    params: Annotated[QuarantinePageParams, Query()],
+) -> Response:
+    """The records that stand in quarantine, with stage, rule, column and message, in pages."""
+    after = position_before(params)
+    try:
+        page = await quarantined(store, migration_id, after=after, limit=params.limit)
+    except NotFoundError:
+        raise ProblemError(NOT_FOUND, "Migration not found") from None
+    cursor = None if page.after is None else cursor_after(str(page.after), params)
+    return json_response(encode({"quarantine": page.rows}), headers=next_link(request, cursor))
+
+
+@migrations.post(
+    "/migrations/{migration_id}/quarantine/retry", status_code=202, response_model=None, responses=JOB
+)
+async def retry_quarantine(
+    system: OpenSystem,
+    jobs: Jobs,
+    migration_id: PathId,
+    body: Annotated[RetryBody | None, Body()] = None,
+) -> Response:
+    """Run only what is in quarantine again, under the mapping as it is now."""
+    run_id = await retry_migration(system, jobs, migration_id, body or RetryBody())
+    return _started(migration_id, run_id, "being retried")
+
+
+@migrations.get("/migrations/{migration_id}/report", response_model=None, responses=READ)
+async def get_report(store: OpenStore, migration_id: PathId) -> Response:
+    """The newest report of a migration: accounting, quarantine, verification, times."""
+    return json_response(encode((await _report(store, migration_id))["facts"]))
+
+
+@pages.get(
+    "/migrations/{migration_id}/report.html",
+    response_class=HTMLResponse,
+    response_model=None,
+    responses={**READ, 200: {"description": "The report", "content": {"text/html": {}}}},
+)
+async def get_report_page(store: OpenStore, migration_id: PathId) -> Response:
+    """The newest report of a migration as a page that loads nothing else."""
+    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    return HTMLResponse((await _report(store, migration_id))["html"], headers=headers)
+
+
+LISTED = (
+    "migration_id",
+    "status",
+    "progress",
+    "current_step",
+    "created_at",
+    "ended_at",
+    "quarantined",
+    "dry_run",
+)
+
+SHOWN = (
+    *LISTED,
+    "steps_completed",
+    "total_steps",
+    "records",
+    "records_total",
+    "entities",
+    "dagster_run_id",
+    "mapping",
+    "source",
+    "target",
+    "failure",
+    "verified",
+    "preview",
+    "rollback",
+    "rollback_preview",
+)
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as its caller sees it; the report is a link to it."""
+    link = f"/migrations/{quote(row['migration_id'], safe='')}/report" if row.get("report") else None
+    return {**_only(row, SHOWN), "report": link}
+
+
+def _only(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    flat = {**row["request"], **row}
+    return {name: flat.get(name) for name in names} | {"dry_run": bool(flat.get("dry_run"))}
+
+
+def _started(migration_id: str, run_id: str | None, what: str) -> Response:
+    content = {
+        "migration_id": migration_id,
+        "status": "started" if what != "cancelled" else what,
+        "message": f"Migration {migration_id} {what if ' ' in what else 'was ' + what}",
+        "dagster_run_id": run_id,
+    }
+    headers = {"Location": f"/migrations/{quote(migration_id, safe='')}", "Retry-After": "1"}
+    return json_response(orjson.dumps(content), 202, headers)
+
+
+async def _report(store: OpenStore, migration_id: str) -> dict[str, Any]:
+    row = await known_row(store, migration_id)
+    found = await MigrationJournal(store.storage).report(row["migration_id"])
+    if found is None:
+        raise ProblemError(NOT_FOUND, "The migration has no report yet.")
+    return found

@@ -1,0 +1,85 @@
+"""Values of PostgreSQL by COPY: frames as CSV text, and CSV text as typed frames."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import polars as pl
+import psycopg2.sql as pgsql
+
+from pipelines.migration.schema import Column
+
+
+def copy_text(frame: pl.DataFrame) -> io.BytesIO:
+    """What `COPY … FROM STDIN WITH (FORMAT csv, NULL '\\N')` reads."""
+    buffer = io.BytesIO()
+    frame.select(_copy_form(series) for series in frame).write_csv(
+        buffer, include_header=False, null_value=r"\N", quote_style="non_numeric"
+    )
+    buffer.seek(0)
+    return buffer
+
+
+def copied_out(cursor: Any, query: pgsql.Composable, columns: Sequence[str]) -> pl.DataFrame:
+    """The rows of a query as text under these names."""
+    buffer = io.BytesIO()
+    cursor.copy_expert(pgsql.SQL("COPY ({}) TO STDOUT WITH (FORMAT csv)").format(query), buffer)
+    if not buffer.tell():
+        return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+    return pl.read_csv(
+        buffer.getvalue(),  # a null is an empty field, an empty text a quoted one
+        has_header=False,
+        new_columns=[*columns],
+        infer_schema=False,
+    )
+
+
+def _copy_form(series: pl.Series) -> pl.Series:
+    """What CSV cannot write as PostgreSQL reads it."""
+    if isinstance(series.dtype, pl.Datetime):
+        zone = "+00" if series.dtype.time_zone else ""
+        return series.dt.to_string(f"%Y-%m-%d %H:%M:%S%.6f{zone}")
+    if series.dtype == pl.Binary():
+        return (r"\x" + series.to_frame().select(pl.all().bin.encode("hex")).to_series()).alias(series.name)
+    return series
+
+
+def typed_frame(page: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
+    """The text in its columns' types, and `_ill_typed`: an infinite date is a moment nobody can carry."""
+    typed = page.select(_READ.get(column.kind, _as_it_is)(pl.col(column.name)) for column in columns)
+    ill = [
+        pl.when(pl.lit(page[column.name].is_not_null() & typed[column.name].is_null())).then(
+            pl.lit(column.name)
+        )
+        for column in columns
+        if typed[column.name].null_count() != page[column.name].null_count()
+    ]
+    if not ill:
+        return typed.with_columns(pl.lit(None, pl.String).alias("_ill_typed"))
+    names = pl.concat_str(ill, separator=",", ignore_nulls=True)
+    return typed.with_columns(pl.when(names != "").then(names).alias("_ill_typed"))
+
+
+def _as_it_is(text: pl.Expr) -> pl.Expr:
+    return text
+
+
+def _moment(text: pl.Expr) -> pl.Expr:
+    return text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us")
+
+
+def _zoned(text: pl.Expr) -> pl.Expr:
+    return _moment(text.str.strip_suffix("+00")).dt.replace_time_zone("UTC")
+
+
+_READ: dict[str, Callable[[pl.Expr], pl.Expr]] = {
+    "integer": lambda text: text.cast(pl.Int64, strict=False),
+    "float": lambda text: text.cast(pl.Float64, strict=False),
+    "boolean": lambda text: text == "t",
+    "datetime": _moment,
+    "datetime_tz": _zoned,
+    "date": lambda text: text.str.to_date("%Y-%m-%d", strict=False),
+    "binary": lambda text: text.str.strip_prefix("\\x").str.decode("hex", strict=False),
+}

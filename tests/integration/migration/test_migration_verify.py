@@ -1,0 +1,144 @@
+"""Verification: whatever is done to the target behind the run's back is found and named, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from eventsourcing import EventStore
+from pipelines.migration import buckets, parse_mapping
+from pipelines.migration.legacy_panel import mapping_path
+from tests.integration.migration.lab import Lab
+
+
+async def differences(lab: Lab, store: EventStore, **given: Any) -> set[tuple[Any, ...]]:
+    facts = (await lab.migration(store, **given).verify()).facts
+    assert facts["ok"] is not bool(facts["differences"])
+    return {
+        (one["entity"], one["table"], one["key"], one["record"], one["kind"], tuple(one["columns"]))
+        for one in facts["differences"]
+    }
+
+
+async def test_each_mutation_is_found_and_named(lab: Lab) -> None:
+    async with EventStore(use_memory=True) as store:
+        await lab.migration(store).run()
+        assert await differences(lab, store) == set()
+        expected: set[tuple[Any, ...]] = set()
+        [(user,)] = lab.execute("SELECT min(id) FROM users")
+        lab.execute(f"UPDATE users SET note = coalesce(note, '') || 'x' WHERE id = {user}")
+        expected |= {("users", "users", str(user), str(user), "changed", ("note",))}
+        assert await differences(lab, store) == expected, "a changed byte"
+
+        [(one, first), (two, second)] = lab.execute(
+            "SELECT id, user_id FROM proxies WHERE type = 'VLESS' ORDER BY id LIMIT 2"
+        )
+        lab.execute(
+            f"UPDATE proxies a SET settings = b.settings FROM proxies b "
+            f"WHERE (a.id, b.id) IN (({one}, {two}), ({two}, {one}))"
+        )
+        expected |= {("users", "proxies", str(one), str(first), "changed", ("settings",))}
+        expected |= {("users", "proxies", str(two), str(second), "changed", ("settings",))}
+        assert await differences(lab, store) == expected, "two swapped UUIDs"
+
+        [(child, parent)] = lab.execute("SELECT id, user_id FROM proxies ORDER BY id DESC LIMIT 1")
+        lab.execute(f"DELETE FROM proxies WHERE id = {child}")
+        expected |= {("users", "proxies", str(child), str(parent), "missing", ())}
+        assert await differences(lab, store) == expected, "a deleted child"
+
+        columns = "username || '_2', status, used_traffic, data_limit_reset_strategy, created_at"
+        lab.execute(
+            "INSERT INTO users (id, username, status, used_traffic, data_limit_reset_strategy, created_at) "
+            f"SELECT 99999, {columns} FROM users WHERE id = {user}"
+        )
+        expected |= {("users", "users", "99999", "99999", "extra", ())}
+        assert await differences(lab, store) == expected, "a doubled row"
+
+        [(proxy, owner)] = lab.execute("SELECT id, user_id FROM proxies ORDER BY id LIMIT 1 OFFSET 20")
+        lab.execute(
+            f"INSERT INTO proxies (id, user_id, type, settings) SELECT 99999, user_id, type, settings "
+            f"FROM proxies WHERE id = {proxy}"
+        )
+        expected |= {("users", "proxies", "99999", str(owner), "extra", ())}
+        assert await differences(lab, store) == expected, "a doubled child"
+
+        [(admin,)] = lab.execute("SELECT id FROM admins ORDER BY id LIMIT 1")
+        lab.execute(f"UPDATE admins SET hashed_password = repeat('x', 60) WHERE id = {admin}")
+        expected |= {("admins", "admins", str(admin), str(admin), "changed", ("hashed_password",))}
+        assert await differences(lab, store) == expected, "another password"
+
+
+async def test_a_changed_row_is_named_although_its_work_table_was_changed_with_it(lab: Lab) -> None:
+    """Who can write to the target can write to our work tables; the events are out of his reach."""
+    async with EventStore(use_memory=True) as store:
+        await lab.migration(store).run()
+        [(key,)] = lab.execute("SELECT id FROM users WHERE note IS NULL ORDER BY id LIMIT 1")
+        lab.execute(f"UPDATE users SET note = 'x' WHERE id = {key}")
+        facts = (await lab.migration(store).verify()).facts
+        (found,) = facts["differences"]
+    assert found["found_by"] == ["events", "rows"]
+    assert facts["events"]["users"]["users"]["changed"] == 1
+
+
+async def test_credentials_are_held_against_what_the_panel_derives_itself(lab: Lab) -> None:
+    """The trap of the wrong algorithm: every UUID is well-formed, and every client disconnects."""
+    wrong = parse_mapping(
+        mapping_path().read_text().replace("auth_algorithm: xxh128", "auth_algorithm: plain")
+    )
+    async with EventStore(use_memory=True) as store:
+        await lab.migration(store, mapping=wrong).run()
+        honest = (await lab.migration(store, mapping=wrong).verify()).facts
+        [(count,)] = lab.execute("SELECT count(DISTINCT user_id) FROM proxies")
+        lab.execute(
+            "UPDATE mig_run SET mapping_sha256 = '" + lab.mapping.sha256 + "'"
+        )  # as if it had been meant otherwise
+        facts = (await lab.migration(store).verify()).facts
+    assert honest["ok"], "what was asked for was done"
+    credentials = facts["invariants"]["users.proxies"]
+    assert credentials["broken"] == count == credentials["checked"]
+
+
+async def test_a_sequence_left_behind_is_found(lab: Lab) -> None:
+    async with EventStore(use_memory=True) as store:
+        await lab.migration(store).run()
+        lab.execute("SELECT setval('users_id_seq', 1)")
+        facts = (await lab.migration(store).verify()).facts
+    assert not facts["ok"]
+    assert not facts["sequences"]["users"]["ok"]
+
+
+async def test_after_a_rollback_nothing_of_the_run_stands(lab: Lab) -> None:
+    async with EventStore(use_memory=True) as store:
+        await lab.migration(store).run()
+        [(owned,)] = lab.execute("SELECT id FROM users WHERE admin_id IS NULL ORDER BY id LIMIT 1")
+        await lab.migration(store).rollback("a rehearsal")
+        facts = (await lab.migration(store).verify()).facts
+    assert owned
+    assert facts["ok"]
+    assert {table["standing"] for table in facts["tables"].values()} == {0}
+    assert {table["rows"] for table in facts["tables"].values()} == {0}
+
+
+@pytest.mark.parametrize("at_once", [1, 1_000_000])
+def test_buckets_find_every_difference_however_little_they_hold(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buckets, "ROWS_IN_MEMORY", at_once)
+    keys = [str(number) for number in range(5000)]
+    frame = pl.DataFrame(
+        {"key": keys, "hash": [f"{int(key) * 2654435761 % 2**64:064x}"[::-1] for key in keys]}
+    )
+    other = frame.with_columns(
+        pl.when(pl.col("key").is_in(["17", "3000"])).then(pl.lit("f" * 64)).otherwise("hash").alias("hash")
+    ).filter(pl.col("key") != "42")
+    other = pl.concat([other, pl.DataFrame({"key": ["twice", "17"], "hash": ["a" * 64, "b" * 64]})])
+    halves = [other.slice(2500), other.slice(0, 2500)]
+    found = buckets.compare(lambda: [frame], lambda: halves, first=100)
+    assert found.counts == {"changed": 2, "missing": 1, "extra": 1}
+    assert sorted(found.rows) == sorted(
+        [("changed", "17"), ("changed", "3000"), ("missing", "42"), ("extra", "twice")]
+    )
+    assert found.matched == 5000 - 3
+    assert buckets.compare(lambda: [frame], lambda: [frame.sort("hash")], first=100).unequal == []

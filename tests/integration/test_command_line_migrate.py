@@ -1,0 +1,194 @@
+"""`esm migrate` as its user meets it: plan, run, stop, resume, prove, undo; one line for what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
+
+Esm = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Terminal:
+    """The command line over one source, one target and one data directory."""
+
+    def __init__(self, folder: Path, events: str, target: str) -> None:
+        self.folder, self.target = folder, target
+        self.environment = {
+            **os.environ,
+            "ESM_DATA_DIR": str(folder / "data"),
+            "DATABASE_URL": events,
+            "COLUMNS": "200",
+        }
+        self.source = folder / "legacy.db"
+        self.mapping = folder / "mapping.yaml"
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "api.cli", "migrate", *arguments]
+
+    def over(self, command: str, *more: str, mapping: Path | None = None) -> list[str]:
+        """The arguments of a command that connects to both."""
+        both = ("--source", str(self.source), "--target", self.target)
+        return [command, str(mapping or self.mapping), *both, *more]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def sql(self, statement: str) -> object:
+        engine = create_engine(self.target.replace("+asyncpg", "+psycopg2"), poolclass=NullPool)
+        with engine.begin() as connection:
+            result = connection.execute(text(statement))
+            return result.scalar() if result.returns_rows else None
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, database_url: str, new_database: Callable[[], str]) -> Terminal:
+    made = Terminal(tmp_path, database_url, new_database())
+    generate_legacy_panel(made.source, users=400)
+    made.mapping.write_text(mapping_path().read_text().replace("rows: 1000", "rows: 20"))
+    create_target_schema(made.target)
+    return made
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1, done.stdout
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("esm: ")
+    return line
+
+
+def test_from_the_plan_to_an_empty_target(terminal: Terminal) -> None:
+    planned = terminal.run(*terminal.over("plan"))
+    assert planned.returncode == 0, planned.stderr
+    assert "Nothing stands in its way" in planned.stdout
+    assert terminal.sql("SELECT count(*) FROM pg_tables WHERE tablename LIKE 'mig%'") == 0
+    facts = json.loads(terminal.run(*terminal.over("plan", "--json")).stdout)
+    assert facts["entities"]["users"]["in"] == 400
+
+    ran = terminal.run(*terminal.over("run", "--id", "m-1"))
+    assert ran.returncode == 0, ran.stderr
+    assert "load users" in ran.stdout
+    assert "\x1b" not in ran.stdout, "plain lines into a file"
+    assert terminal.run(*terminal.over("verify", "--id", "m-1")).returncode == 0
+
+    listed = terminal.run("quarantine", "list", "--id", "m-1")
+    assert "are in quarantine" in listed.stdout
+    for suffix in ("csv", "jsonl"):
+        out = terminal.folder / f"out.{suffix}"
+        assert terminal.run("quarantine", "export", str(out), "--id", "m-1").returncode == 0
+    with (terminal.folder / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (terminal.folder / "out.jsonl").read_text().splitlines()]
+    assert [row["source_key"] for row in rows] == [line["source_key"] for line in lines]
+    assert len(rows) > 10
+    assert f"{len(rows):,} records are in quarantine" in listed.stdout
+
+    mended = terminal.folder / "mended.yaml"
+    mended.write_text(terminal.mapping.read_text().replace("on_missing: quarantine", "on_missing: 'null'"))
+    assert "another mapping" in refused(terminal.run(*terminal.over("verify", "--id", "m-1", mapping=mended)))
+    retried = terminal.run("quarantine", *terminal.over("retry", "--id", "m-1", mapping=mended))
+    assert retried.returncode == 0, retried.stderr
+
+    page = terminal.folder / "report.html"
+    reported = terminal.run("report", "--id", "m-1", "--html", str(page))
+    assert reported.returncode == 0, reported.stderr
+    assert "Proven" in reported.stdout
+    assert page.read_text().startswith("<!doctype html>")
+
+    terminal.sql("UPDATE users SET note = 'x' WHERE id = (SELECT max(id) FROM users)")
+    differs = terminal.run(*terminal.over("verify", "--id", "m-1", mapping=mended))
+    assert differs.returncode == 1
+    assert "note" in differs.stdout
+    assert terminal.run("report", "--id", "m-1").returncode == 1
+
+    undone = terminal.run(*terminal.over("rollback", "--id", "m-1", "--force", mapping=mended))
+    assert undone.returncode == 0, undone.stderr
+    assert terminal.sql("SELECT count(*) FROM users") == 0
+
+
+def started(terminal: Terminal, *arguments: str) -> subprocess.Popen[str]:
+    """A run that is at its load."""
+    process = subprocess.Popen(
+        terminal.command(*arguments),
+        env={**terminal.environment, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("validate users"):
+            break
+    return process
+
+
+def test_ctrl_c_stops_in_order_and_leaves_a_run_that_goes_on(terminal: Terminal) -> None:
+    process = started(terminal, *terminal.over("run", "--id", "m-1"))
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "it can be resumed" in out
+    assert terminal.sql("SELECT status FROM mig_run") == "cancelled"
+
+    resumed = terminal.run(*terminal.over("resume", "--id", "m-1"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "nothing to resume" in refused(terminal.run(*terminal.over("resume", "--id", "m-1")))
+
+
+def test_a_run_is_cancelled_from_another_terminal(terminal: Terminal) -> None:
+    process = started(terminal, *terminal.over("run", "--id", "m-1"))
+    cancelled = terminal.run("cancel", "--id", "m-1")
+    out, _ = process.communicate(timeout=60)
+    if process.returncode == 0:  # it was faster than the command that should stop it
+        assert "cannot be cancelled" in cancelled.stderr
+        return
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert "is cancelled" in cancelled.stdout
+    assert out.strip().splitlines()[-1] == "esm: migration 'm-1' was stopped; it can be resumed"
+    assert terminal.run(*terminal.over("run", "--id", "m-1")).returncode == 0
+
+
+def test_a_killed_run_is_taken_up_at_once(terminal: Terminal) -> None:
+    process = started(terminal, *terminal.over("run", "--id", "m-1"))
+    process.kill()
+    process.communicate()
+    time.sleep(0.1)
+    resumed = terminal.run(*terminal.over("resume", "--id", "m-1"))
+    assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cancel", "--id", "nothing"], "no migration 'nothing'"),
+        (["report", "--id", "nothing"], "no report of migration 'nothing'"),
+        (["quarantine", "list", "--id", "nothing"], "no migration 'nothing'"),
+        (["quarantine", "export", "x.xls", "--id", "nothing"], "ends in neither .csv nor .jsonl"),
+    ],
+)
+def test_what_is_not_there_is_one_line(terminal: Terminal, arguments: list[str], said: str) -> None:
+    assert said in refused(terminal.run(*arguments))
+
+
+def test_a_name_that_is_no_connection_is_one_line(terminal: Terminal) -> None:
+    mapping, source = str(terminal.mapping), str(terminal.source)
+    line = refused(terminal.run("plan", mapping, "-s", source, "-t", "nowhere"))
+    assert "no target 'nowhere'" in line
+    line = refused(terminal.run("plan", mapping, "-s", "nobody.db", "-t", terminal.target))
+    assert "no source file 'nobody.db'" in line
+    secret = "postgresql+psycopg2://me:hunter2@127.0.0.1:1/x"
+    assert "hunter2" not in refused(terminal.run("plan", mapping, "-s", source, "-t", secret))
