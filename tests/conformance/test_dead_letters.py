@@ -137,7 +137,7 @@ async def test_what_arrives_during_a_redrive_neither_overtakes_nor_is_lost(trans
 
 
 async def test_the_table_stays_without_the_topic(transported: Transported) -> None:
-    config = EventBusConfig(retry_attempts=0, enable_dead_letter_queue=False)
+    config = transported.config.model_copy(update={"retry_attempts": 0, "enable_dead_letter_queue": False})
     bus = EventBus(config, store=transported.store, use_memory=transported.use_memory)
     handler = Patient()
     await bus.subscribe([], handler, consumer_group="all")
