@@ -48,6 +48,7 @@ from eventsourcing.events import (
     parse_event,
     register_event,
 )
+from eventsourcing.fold_handler import FoldHandler
 from eventsourcing.handlers import (
     AuditEventHandler,
     DebugEventHandler,
@@ -94,6 +95,7 @@ __all__ = [
     "EventStore",
     "EventStoreConfig",
     "EventType",
+    "FoldHandler",
     "HandlerError",
     "InvalidEventError",
     "MigrationCompletedEvent",
