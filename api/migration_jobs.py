@@ -79,9 +79,9 @@ async def resume_migration(store: EventStore, jobs: Launcher, migration_id: str)
 
 
 async def cancel_migration(store: EventStore, jobs: Launcher, migration_id: str) -> str | None:
-    """Return once a migration has stopped, or its run was told to end.
+    """Return once a migration has stopped: of itself, or because its run was ended.
 
-    Raises a 404 problem, 409 when it is not running.
+    Raises a 404 problem, 409 when it is not running or has ended before it could be stopped.
     """
     await known_row(store, migration_id)
     journal = MigrationJournal(store.storage)
@@ -90,10 +90,16 @@ async def cancel_migration(store: EventStore, jobs: Launcher, migration_id: str)
     except StateForbidsError as error:
         raise ProblemError(CONFLICT, f"The migration cannot be cancelled: {error}.") from None
     run_id: str | None = row.get("dagster_run_id")
-    if row["status"] != "cancelled":
+    never_began = row["status"] == "cancelled"
+    if not never_began:
         row = await finished_migration(store, migration_id, wait_s=OBEY_S)
-    if run_id is not None and (row["status"] in ALIVE or row["progress"] == 0):
+    if row["status"] in ("completed", "failed"):
+        raise ProblemError(CONFLICT, "The migration ended before it could be stopped.")
+    if run_id is not None and (never_began or row["status"] != "cancelled"):
         await jobs.cancel(run_id)
+    if run_id is not None and row["status"] != "cancelled":
+        await jobs.wait(run_id, OBEY_S)
+        await journal.update(migration_id, status="cancelled", ended_at=datetime.now(UTC))
     return run_id
 
 
@@ -102,6 +108,7 @@ async def verify_migration(store: EventStore, jobs: Launcher, migration_id: str)
     await known_row(store, migration_id)
     journal = MigrationJournal(store.storage)
     await _take(journal, migration_id, allowed=_ENDED)
+    await journal.update(migration_id, verified=None)
     config = _op("verify_target", {"migration_id": migration_id})
     return await submit(jobs, "verify_migration", config, {"migration_id": migration_id})
 

@@ -136,6 +136,9 @@ def roll_back(
         allowed = (*RESUMABLE, "completed", "rolled_back")
         async with journalled(opened, asked, status="rolling_back", ends=ends, allowed=allowed):
             outcome = await opened.engine.rollback(reason, to_stage=to_stage, force=force)
+            if to_stage is None:
+                await opened.engine.verify()
+                await opened.report()
         return outcome.facts
 
     facts = run_work(asked, work)

@@ -7,8 +7,7 @@ differ are read again, a bounded number of rows at a time, and their rows are na
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -19,6 +18,9 @@ ROWS_IN_MEMORY = 200_000
 
 Rows = Callable[[], Iterable[pl.DataFrame]]
 """One side: frames with the text columns `key` and `hash`, the same ones at every call."""
+
+Parts = Callable[[], Iterable[tuple[str, pl.DataFrame]]]
+"""One side of several parts, read together: the part that each frame belongs to."""
 
 KINDS = ("changed", "missing", "extra")
 """A key on both sides with another hash; only expected; only found."""
@@ -41,11 +43,31 @@ def compare(expected: Rows, found: Rows, *, first: int) -> Compared:
     Several rows of one key are compared as a multiset. Each side is read once, and once again for every
     200,000 rows or so in buckets that differ.
     """
-    sums, rows = _sums(expected), _sums(found)
-    unequal = sorted(bucket for bucket in {*sums, *rows} if sums.get(bucket) != rows.get(bucket))
-    total = sum(count for count, *_ in rows.values())
-    result = Compared(matched=total, unequal=unequal)
-    size = max(total, sum(count for count, *_ in sums.values()), 1)
+    sums = _Sums()
+    for frame in expected():
+        sums.add(frame)
+    return _compared(sums, expected, found, first)
+
+
+def compare_parts(expected: Parts, found: Mapping[str, Rows], *, first: int) -> dict[str, Compared]:
+    """`compare` for several parts whose expected rows come out of one reading, frame by frame."""
+    sums = {name: _Sums() for name in found}
+    for name, frame in expected():
+        sums[name].add(frame)
+
+    def of(part: str) -> Rows:
+        return lambda: (frame for name, frame in expected() if name == part)
+
+    return {name: _compared(sums[name], of(name), rows, first) for name, rows in found.items()}
+
+
+def _compared(sums: _Sums, expected: Rows, found: Rows, first: int) -> Compared:
+    rows = _Sums()
+    for frame in found():
+        rows.add(frame)
+    unequal = sorted(bucket for bucket in {*sums.of, *rows.of} if sums.of.get(bucket) != rows.of.get(bucket))
+    result = Compared(matched=rows.total, unequal=unequal)
+    size = max(rows.total, sums.total, 1)
     at_once = max(1, COUNT * ROWS_IN_MEMORY // size)
     for start in range(0, len(unequal), at_once):
         group = unequal[start : start + at_once]
@@ -57,18 +79,23 @@ def _bucket() -> pl.Expr:
     return pl.col("key").hash(seed=0) % COUNT
 
 
-def _sums(side: Rows) -> dict[int, list[int]]:
-    sums: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0])
-    digits = pl.col("hash").str.slice(0, 15).str.to_integer(base=16, strict=True)
-    both = pl.concat_str("key", "hash", separator="\x1f").hash(seed=0)
-    for frame in side():
+class _Sums:
+    """Of each bucket that holds a row: the count, and two XORs of what stands for a row."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, list[int]] = {}
+        self.total = 0
+
+    def add(self, frame: pl.DataFrame) -> None:
+        digits = pl.col("hash").str.slice(0, 15).str.to_integer(base=16, strict=True)
+        both = pl.concat_str("key", "hash", separator="\x1f").hash(seed=0)
         grouped = frame.group_by(_bucket().alias("bucket")).agg(
             pl.len(), digits.bitwise_xor().alias("digits"), both.bitwise_xor().alias("both")
         )
         for bucket, count, one, two in grouped.iter_rows():
-            entry = sums[bucket]
+            entry = self.of.setdefault(bucket, [0, 0, 0])
             entry[0], entry[1], entry[2] = entry[0] + count, entry[1] ^ one, entry[2] ^ two
-    return {bucket: entry for bucket, entry in sums.items() if entry[0]}
+        self.total += frame.height
 
 
 def _in_buckets(side: Rows, group: list[int]) -> pl.DataFrame:
@@ -92,9 +119,3 @@ def _drill(expected: pl.DataFrame, found: pl.DataFrame, result: Compared, first:
         result.matched -= int(rows["rows_found"].sum())
         room = max(first - sum(1 for known, _ in result.rows if known == kind), 0)
         result.rows += [(kind, key) for key in rows["key"].head(room)]
-
-
-def as_rows(frames: Iterator[pl.DataFrame]) -> Rows:
-    """One side that can be read only once; for tests and small sides."""
-    kept = list(frames)
-    return lambda: kept

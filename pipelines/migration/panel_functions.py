@@ -94,7 +94,8 @@ def same_credentials(source: pl.DataFrame, children: pl.DataFrame, settings: Set
     wrong = []
     for record, key, protocols in source.select("_record", "key", "protocols").iter_rows():
         raw = bytes.fromhex(key) if plain else xxhash.xxh128_digest(key.encode())
-        ids = {"VMess": str(uuid.UUID(bytes=raw)), "VLESS": str(uuid.UUID(bytes=raw))}
+        identity = str(uuid.UUID(bytes=raw))
+        ids = {"VMess": identity, "VLESS": identity}
         served = [_PROTOCOLS.get(name, name) for name in (protocols or "").split(",") if name]
         if sorted((kind, ids.get(kind, raw.hex())) for kind in served) != sorted(found.get(record, [])):
             wrong.append(record)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -17,7 +18,7 @@ import polars as pl
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
 from pipelines.migration.announce import EventLog
-from pipelines.migration.buckets import Compared, compare
+from pipelines.migration.buckets import Compared, compare_parts
 from pipelines.migration.chunks import Chunk
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import StagedDataError
@@ -28,7 +29,7 @@ from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Column, Table
 from pipelines.migration.target import TargetTransaction
 
-_BATCH = 2000
+_BATCH = 5000
 _PAGE = 10_000
 Row = dict[str, Any]
 
@@ -76,18 +77,22 @@ def compare_told(
     if entity.mapping.event is None:
         return {}
     taken_back = _rolled_back(run, entity, told)
-    parts: list[tuple[str, ChildPlan | None]] = [(entity.target.name, None)]
-    parts += [(child.table.name, child) for child in entity.children.values()]
-    result = {}
-    for table, child in parts:
-        found = compare(
-            lambda child=child: _told_rows(run, entity, child, told, taken_back),  # type: ignore[misc] # bound now
-            lambda child=child: _found_rows(run, transaction, entity, child),  # type: ignore[misc] # bound now
-            first=100,
-        )
-        if entity.policy != "fail":
+    parts: dict[str, ChildPlan | None] = {entity.target.name: None}
+    parts |= {child.table.name: child for child in entity.children.values()}
+
+    def tell() -> Iterator[tuple[str, pl.DataFrame]]:
+        for records in _told_records(run, entity, told, taken_back):
+            for table, child in parts.items():
+                yield table, _hashed(_columns(run, entity, child), *_keyed(entity, child, records))
+
+    result = compare_parts(
+        tell,
+        {table: partial(_found_rows, run, transaction, entity, child) for table, child in parts.items()},
+        first=100,
+    )
+    if entity.policy != "fail":  # the others may have been there before
+        for found in result.values():
             found.counts["extra"], found.rows = 0, [row for row in found.rows if row[0] != "extra"]
-        result[table] = found
     return result
 
 
@@ -100,17 +105,15 @@ def _rolled_back(run: RunContext, entity: EntityPlan, told: Told) -> dict[str, i
     return {event.aggregate_id: event.position for batch in told.events(query) for event in batch}
 
 
-def _told_rows(
-    run: RunContext, entity: EntityPlan, child: ChildPlan | None, told: Told, taken_back: dict[str, int]
-) -> Iterator[pl.DataFrame]:
+def _told_records(
+    run: RunContext, entity: EntityPlan, told: Told, taken_back: dict[str, int]
+) -> Iterator[list[Row]]:
     cls = entity.mapping.event
     assert cls is not None
     query = EventQuery(event_types=(cls.declared_type,), correlation_id=run.row.correlation_id)
-    columns = _columns(run, entity, child)
     for batch in told.events(query):
         standing = [e for e in batch if e.position > taken_back.get(e.aggregate_id, 0)]
-        rows = [dict(event.data["target_data"]) for event in standing]
-        yield _hashed(columns, *_keyed(entity, child, rows))
+        yield [dict(event.data["target_data"]) for event in standing]
 
 
 def _keyed(entity: EntityPlan, child: ChildPlan | None, records: list[Row]) -> tuple[list[str], list[Row]]:

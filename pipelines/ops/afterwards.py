@@ -102,7 +102,8 @@ async def roll_back(
             outcome = await migration.engine.rollback(
                 config.reason, to_stage=config.to_stage, force=config.force
             )
-            await migration.engine.verify()
+            if config.to_stage is None:
+                await migration.engine.verify()
     except EventSourcingError as error:
         before = row.get("status_before", "failed")
         await migration.journaling.ended("failed" if before == "interrupted" else before, failure=str(error))

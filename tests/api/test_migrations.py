@@ -151,6 +151,12 @@ async def test_one_migration_holds_a_target_and_states_forbid_what_they_must(
     assert recorder.cancelled
     assert (await client.get("/migrations/held-1")).json()["status"] == "cancelled"
     assert_problem(await client.post("/migrations/held-1/cancel"), 409, "conflict")
+    terminal = {"mapping": "m.yaml", "source": "x", "target": "y", "by": "terminal"}
+    assert place.database_url is not None
+    async with EventStore(storage=PostgresStorage(place.database_url, pool_size=1)) as store:
+        await MigrationJournal(store.storage).create("by-hand", terminal, status="failed")
+    by_hand = assert_problem(await client.post("/migrations/by-hand/resume"), 409, "conflict")
+    assert "terminal" in by_hand["detail"]
     third = await client.post("/migrations", json={**body, "migration_id": "held-3"})
     assert third.status_code == 202, "a cancelled one lets go"
     resumed = await client.post("/migrations/held-1/resume")
@@ -254,6 +260,32 @@ async def test_a_migration_from_its_plan_to_its_rollback(
             ]
         )
         assert PASSWORD not in said
+
+
+async def test_a_running_migration_is_stopped_in_order_and_goes_on(
+    place: Settings, new_database: Callable[[], str]
+) -> None:
+    target = new_database().replace("+asyncpg", "+psycopg2")
+    create_target_schema(target)
+    tiny = (place.data_dir / "mappings" / "panel.yaml").read_text().replace("rows: 50", "rows: 2")
+    (place.data_dir / "mappings" / "tiny.yaml").write_text(tiny)
+    changes = {"database_url": new_database(), "target_database_url": target}
+    async with serving(event_service.create_app(place.model_copy(update=changes))) as client:
+        body = {"mapping": "tiny", "source": "panel.db", "migration_id": "slow-1"}
+        assert (await client.post("/migrations", json=body)).status_code == 202
+        for _ in range(1200):
+            if (await client.get("/migrations/slow-1")).json()["current_step"] == "load":
+                break
+            await asyncio.sleep(0.05)
+        assert (await client.post("/migrations/slow-1/cancel")).status_code == 202
+        row = (await client.get("/migrations/slow-1")).json()
+        assert row["status"] == "cancelled", row
+        assert row["progress"] < 100
+        assert (await client.post("/migrations/slow-1/resume")).status_code == 202
+        row = await ended(client, "slow-1")
+        assert row["status"] == "completed", row
+        stages = [e["event_type"] for e in (await client.get("/events?aggregate_id=slow-1")).json()]
+        assert len(stages) == 6, "a stop is no event"
 
 
 async def ended(client: httpx2.AsyncClient, migration_id: str) -> dict[str, Any]:
