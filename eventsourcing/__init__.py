@@ -22,18 +22,22 @@ from eventsourcing.catalogue import (
     UUIDTransformedEvent,
 )
 from eventsourcing.config import EventBusConfig, EventReplayConfig, EventStoreConfig, Settings
+from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.drafts import ANY, NO_STREAM
 from eventsourcing.errors import (
     BackfillRefusedError,
     BreakingChangeError,
+    BusyError,
     ConcurrencyError,
     ConfigurationError,
     CursorAheadError,
     DuplicateEventError,
     EventSourcingError,
     HandlerError,
+    HandlerTimeoutError,
     InvalidEventError,
     NotFoundError,
+    PermanentError,
     SchemaError,
     UnavailableError,
     UpcastError,
@@ -59,6 +63,7 @@ from eventsourcing.handlers import (
 )
 from eventsourcing.plugins import register_handler
 from eventsourcing.query import EventQuery
+from eventsourcing.redrive import ParkedSelection, RedriveResult
 from eventsourcing.replay import EventReplay, ReplayResult
 from eventsourcing.store import EventStore
 from eventsourcing.upcasting import upcast
@@ -73,6 +78,7 @@ __all__ = [
     "BackfillRefusedError",
     "BaseEvent",
     "BreakingChangeError",
+    "BusyError",
     "ConcurrencyError",
     "ConfigurationError",
     "CursorAheadError",
@@ -82,6 +88,7 @@ __all__ = [
     "DataTransformedEvent",
     "DataValidatedEvent",
     "DatetimeConvertedEvent",
+    "DeadLetterQueue",
     "DebugEventHandler",
     "DuplicateEventError",
     "EventBus",
@@ -97,6 +104,7 @@ __all__ = [
     "EventType",
     "FoldHandler",
     "HandlerError",
+    "HandlerTimeoutError",
     "InvalidEventError",
     "MigrationCompletedEvent",
     "MigrationEventHandler",
@@ -105,8 +113,11 @@ __all__ = [
     "NotFoundError",
     "NotificationEventHandler",
     "NotificationService",
+    "ParkedSelection",
+    "PermanentError",
     "RecordQuarantinedEvent",
     "RecordedEvent",
+    "RedriveResult",
     "ReplayResult",
     "RollbackCompletedEvent",
     "RollbackInitiatedEvent",

@@ -12,7 +12,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
@@ -29,10 +29,12 @@ from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keys
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
+from eventsourcing.storage.postgres_leases import hold
 from eventsourcing.storage.postgres_rows import in_utc, recorded_events, use_canonical_json
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.statements import statements
+from eventsourcing.storage.tallies import Tally, TallyQuery, count_in_database
 
 if TYPE_CHECKING:
     from eventsourcing.columnar import EventChunk
@@ -171,6 +173,10 @@ class PostgresStorage:
         with translated():
             return cast("list[asyncpg.Record]", await self.pool.fetch(sql, *values))
 
+    async def tally(self, query: TallyQuery) -> list[Tally]:
+        """See EventStorage.tally."""
+        return await count_in_database(self.pool, query)
+
     async def horizon(self) -> int:
         """See EventStorage.horizon."""
         return await self._number("horizon")
@@ -239,20 +245,10 @@ class PostgresStorage:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[bool]:
-        """See StateStorage.lease. The session's advisory lock dies with its connection; letting go waits
-        for the server, so that the next holder finds it free."""
-        with translated():
-            connection = await asyncpg.connect(
-                self._url.set(drivername="postgresql").render_as_string(hide_password=False), timeout=10
-            )
-        try:
-            with translated():
-                ours = bool(await connection.fetchval(_STATES["try_lease"], name))
+        """See StateStorage.lease."""
+        url = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+        async with hold(url, name) as ours:
             yield ours
-        finally:
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                await connection.execute(_STATES["release_lease"], name, timeout=5)
-            connection.terminate()
 
 
 async def _keep_session(connection: asyncpg.Connection) -> None:
