@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from eventsourcing.config import EventBusConfig
+from eventsourcing.consumer import checkpoint_key
 from eventsourcing.errors import HandlerError, InvalidEventError, UnavailableError
 from eventsourcing.events import BaseEvent, RecordedEvent, registered_events
 from eventsourcing.gate import Arrival, newest_predecessor
@@ -113,7 +114,7 @@ class KafkaGroup:
         if now:
             fresh = {"position": await self.storage.horizon(), "since_ms": self._created_ms}
         async with self.storage.transaction() as transaction:
-            before = await transaction.get(CHECKPOINTS, f"group/{self.name}")
+            before = await transaction.get(CHECKPOINTS, checkpoint_key(self.name))
             if before is not None:  # it ran over the store, and goes on from there
                 done = [before["position"], *(first - 1 for first in before.get("held", {}).values())]
                 fresh = {"position": min(done), "since_ms": None}
