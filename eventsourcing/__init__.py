@@ -52,6 +52,7 @@ from eventsourcing.events import (
     parse_event,
     register_event,
 )
+from eventsourcing.fold_handler import FoldHandler
 from eventsourcing.handlers import (
     AuditEventHandler,
     DebugEventHandler,
@@ -101,6 +102,7 @@ __all__ = [
     "EventStore",
     "EventStoreConfig",
     "EventType",
+    "FoldHandler",
     "HandlerError",
     "HandlerTimeoutError",
     "InvalidEventError",

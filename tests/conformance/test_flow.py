@@ -17,7 +17,7 @@ from eventsourcing.readmodels import CHECKPOINTS
 from eventsourcing.testing import InMemoryHandler
 from tests.conformance.test_bus import (
     Transported,
-    over_the_store,
+    checkpointed,
     settled,
     transported,
     until,
@@ -67,7 +67,7 @@ async def parked(store: EventStore) -> bool:
     return await dead_letters(store.storage, "all") != []
 
 
-@over_the_store
+@checkpointed
 async def test_a_slow_aggregate_holds_nobody_back_and_the_checkpoint_goes_past_it(
     transported: Transported,
 ) -> None:
@@ -101,7 +101,7 @@ async def test_aggregates_of_one_publish_do_not_wait_for_a_retrying_one(transpor
         await publishing
 
 
-@over_the_store
+@checkpointed
 async def test_what_was_in_hand_is_taken_up_after_a_restart_and_nothing_else(
     transported: Transported,
 ) -> None:
@@ -121,7 +121,7 @@ async def test_what_was_in_hand_is_taken_up_after_a_restart_and_nothing_else(
     assert versions(second.events) == {"user-0": [1, 2, 3]}
 
 
-@over_the_store
+@checkpointed
 async def test_too_much_in_hand_pauses_the_reading_and_loses_nothing(
     transported: Transported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +140,7 @@ async def test_too_much_in_hand_pauses_the_reading_and_loses_nothing(
     assert versions(handler.events) == {"user-0": list(range(1, 101)), "user-1": list(range(1, 101))}
 
 
-@over_the_store
+@checkpointed
 async def test_an_outage_opens_the_circuit_and_the_flow_resumes_by_itself(transported: Transported) -> None:
     away = True
     handler = InMemoryHandler(fails=lambda _: ConnectionError("away") if away else None)
@@ -184,7 +184,7 @@ async def test_a_handler_that_does_not_come_back_is_given_up(transported: Transp
     assert found[0]["error_class"].endswith("HandlerTimeoutError")
 
 
-@over_the_store
+@checkpointed
 async def test_a_process_that_lost_its_lease_cannot_move_the_checkpoint(
     transported: Transported, caplog: pytest.LogCaptureFixture
 ) -> None:
