@@ -29,10 +29,12 @@ class Counted:
 
 
 class Fold(Protocol):
-    """One pure fold. `version` grows whenever the same events would give another state."""
+    """One pure fold. `version` grows whenever the same events would give another state; `types` are those
+    that can concern it (None: all)."""
 
     name: str
     version: int
+    types: frozenset[str] | None
 
     def key(self, event: BaseEvent) -> str | None:
         """The key of the state that the event belongs to; None when the fold ignores it."""
@@ -45,10 +47,8 @@ class Fold(Protocol):
 
 
 class DurableFold(Fold, Protocol):
-    """A fold behind a read model: `types` are those that can concern it (None: all), `counted` says what
-    it takes by number alone (None: nothing)."""
+    """A fold behind a read model: `counted` says what it takes by number alone (None: nothing)."""
 
-    types: frozenset[str] | None
     counted: Counted | None
 
     def apply(self, state: State, event: BaseEvent, times: int = 1) -> None:
