@@ -122,6 +122,6 @@ async def level(store: EventStore) -> None:
         while True:
             async with store.storage.transaction() as transaction:
                 checkpoint = await transaction.get(CHECKPOINTS, checkpoint_key("shared"))
-            if checkpoint is not None and (checkpoint["position"], checkpoint["held"]) == (head, {}):
+            if checkpoint is not None and (checkpoint["position"], checkpoint.get("held")) == (head, {}):
                 return
             await asyncio.sleep(0.05)
