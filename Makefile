@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run up check test bench chaos clean
+.PHONY: help run up kafka check test bench chaos clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ run: .venv/.ready ## Run the demo: a whole migration, from an empty machine to p
 
 up: .venv/.ready ## Serve everything: both services, the worker, Dagster's UI and daemon (Ctrl-C stops)
 	@$(BIN)/esm up
+
+kafka: .venv/.ready ## Start a Kafka broker for development and print its address (Ctrl-C stops)
+	@$(BIN)/python deploy/kafka/broker.py
 
 check: .venv/.ready ## Format, lint, types, import direction and shape, in under 30 seconds
 	@$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ from uuid import UUID
 from fastapi import Path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from eventsourcing import ANY, NO_STREAM, BaseEvent, EventQuery, parse_event
+from eventsourcing import ANY, NO_STREAM, BaseEvent, EventQuery, InvalidEventError, parse_event
 from eventsourcing.canonical import utc
 from eventsourcing.events import EventTypeName, Identifier
 from eventsourcing.replays import ReplayRequest
@@ -108,6 +108,8 @@ class EventBody(_Body):
 
     def draft(self) -> BaseEvent:
         """The event of what was given. Raises InvalidEventError naming the field."""
+        if "backfilled" in self.metadata:  # what carries it is not told to anybody outside
+            raise InvalidEventError("is the mark of a backfill", field="metadata.backfilled")
         fields = {name: getattr(self, name) for name in self.model_fields_set - {"expected_version"}}
         for name in ("event_id", "timestamp"):
             if fields.get(name, ...) is None:

@@ -9,9 +9,11 @@ system are not told. States of a name: started → completed.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, tzinfo
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -66,7 +68,7 @@ async def backfill(
     """See EventStore.backfill."""
     tell = on_progress or _tell_nobody
     now = datetime.now(UTC)
-    rows = await asyncio.to_thread(checked_rows, rows_of(source), name=name, zone=zone, now=now)
+    rows = await _checked(source, name=name, zone=zone, now=now)
     events = _distinct(rows)
     tell("checked", events.height, events.height)
     pending = await _not_stored(store, events)
@@ -85,6 +87,16 @@ async def backfill(
     manifest = await _note(store, manifest)
     await _append(store.storage, pending, tell, RowIds(name, now))
     return await _note(store, replace(manifest, completed_at=datetime.now(UTC)))
+
+
+async def _checked(source: Any, **options: Any) -> pl.DataFrame:
+    """The rows, checked in a thread that ends with its caller."""
+    cancelled = threading.Event()
+    rows = takewhile(lambda _: not cancelled.is_set(), rows_of(source))
+    try:
+        return await asyncio.to_thread(checked_rows, rows, **options)
+    finally:
+        cancelled.set()
 
 
 def _distinct(rows: pl.DataFrame) -> pl.DataFrame:

@@ -108,6 +108,8 @@ def _block(columns: dict[str, list[Any]]) -> pl.DataFrame:
 def _columns_of(row: Row, *, name: str, zone: tzinfo | None, now: datetime) -> tuple[Any, ...]:
     if isinstance(row, InvalidEventError):
         raise row
+    if not isinstance(row, BaseEvent | Mapping):
+        raise InvalidEventError(f"{type(row).__name__} is no event")
     event, said = _drafted(row) if isinstance(row, BaseEvent) else _described(row, zone)
     if event.timestamp > now:
         raise InvalidEventError("lies in the future", field="timestamp")

@@ -1,7 +1,7 @@
 """EventBus: publish events, subscribe handlers.
 
 With a store, publishing appends the event if its id is absent, and what the store holds is delivered:
-append-then-publish delivers once. Without a store, memory delivers as given. A named consumer group is
+append-then-publish delivers once. Without a store, memory and Kafka deliver as given. A named group is
 delivered each event at least once, in version order per aggregate; a subscription without a group is
 private to the process and begins now.
 """
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import ClassVar, Literal, Self
 
 from eventsourcing.config import EventBusConfig
-from eventsourcing.errors import ConfigurationError
+from eventsourcing.errors import InvalidEventError
 from eventsourcing.events import BaseEvent
 from eventsourcing.handlers import EventHandler
 from eventsourcing.relay import Relay
@@ -27,7 +27,7 @@ HandlerFunction = Callable[[BaseEvent], Awaitable[None]]
 
 
 class EventBus:
-    """Carries events to handlers, over memory or over the store."""
+    """Carries events to handlers: over memory, over the store, or over Kafka."""
 
     def __init__(
         self,
@@ -79,7 +79,13 @@ class EventBus:
         if self._store is not None:
             await self._store.append_events(events)
         else:
-            await transport.publish(events)
+            await self._send(transport, events)
+
+    @staticmethod
+    async def _send(transport: Transport, events: Sequence[BaseEvent]) -> None:
+        receipt = await transport.publish(events)
+        for refused in await receipt.wait():
+            raise InvalidEventError(refused.reason, index=list(events).index(refused.event))
 
     async def subscribe(
         self,
@@ -109,10 +115,10 @@ class EventBus:
 
     def _choose(self) -> Transport:
         if self._config.kafka_bootstrap_servers is not None and not self._use_memory:
-            raise ConfigurationError(
-                "KAFKA_BOOTSTRAP_SERVERS is set, and this version has no Kafka transport yet; "
-                "unset it to run the bus over the store"
-            )
+            # Imported when it is used: a client that nobody needs is not loaded into every process.
+            from eventsourcing.transport.kafka import KafkaTransport
+
+            return KafkaTransport(self._config, self._store.storage if self._store else None)
         if self._store is None:
             return InMemoryTransport(self._config, InMemoryStorage())
         if self._use_memory:

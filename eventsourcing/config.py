@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -20,12 +20,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from eventsourcing.errors import ConfigurationError
 from eventsourcing.secrets import redact_url
+
+Provisioning = Literal["create", "verify", "none"]
 
 
 class EventStoreConfig(BaseModel):
@@ -49,6 +51,16 @@ class EventBusConfig(BaseModel):
     retry_attempts: int = Field(default=3, ge=0, le=100)
     retry_delay: float = Field(default=1.0, ge=0)
     enable_dead_letter_queue: bool = True
+    kafka_options: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
+    """Any option of librdkafka, passed to every client; some are ours to set and refused."""
+    kafka_provisioning: Provisioning = "create"
+    """Make the topics that are missing, only check them, or trust that they are right."""
+    kafka_partitions: int = Field(default=6, ge=1, le=10_000)
+    """Of every topic alike: an aggregate has the same partition in each."""
+    kafka_replication_factor: int = Field(default=-1, ge=-1)
+    """Copies of each new topic; -1 takes the broker's default."""
+    gap_timeout: float = Field(default=10.0, gt=0)
+    """Seconds that an event waits for its predecessors before they are read from the store."""
 
 
 class EventReplayConfig(BaseModel):
@@ -74,7 +86,9 @@ _PLAIN = {
     "kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS",
     "log_level": "LOG_LEVEL",
 }
-_SECRETS = ("database_url", "dagster_database_url", "target_database_url", "hmac_secret")
+_SECRETS = ("database_url", "dagster_database_url", "target_database_url", "hmac_secret", "kafka_options")
+_OPTION = "ESM_KAFKA_OPTION_"
+"""`ESM_KAFKA_OPTION_SASL_PASSWORD` is librdkafka's `sasl.password`."""
 
 
 class Settings(BaseSettings):
@@ -99,6 +113,13 @@ class Settings(BaseSettings):
     topic_prefix: str = "migration"
     retry_attempts: int = Field(default=3, ge=0, le=100)
     retry_delay: float = Field(default=1.0, ge=0)
+    kafka_options: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict, repr=False)
+    """Options of librdkafka, one `name=value` a line."""
+    kafka_provisioning: Provisioning = "create"
+    kafka_partitions: int = Field(default=6, ge=1, le=10_000)
+    kafka_replication_factor: int = Field(default=-1, ge=-1)
+    gap_timeout: float = Field(default=10.0, gt=0)
+    """Seconds that an event on Kafka waits for its predecessors before they are read from the store."""
     plugins: str = ""
     """Modules to import in every process, separated by commas."""
     dagster_database_url: str | None = None
@@ -128,6 +149,20 @@ class Settings(BaseSettings):
             pass
         raise ValueError("not the URL of a PostgreSQL database, as in postgresql+asyncpg://user@host/name")
 
+    @field_validator("kafka_options", mode="before")
+    @classmethod
+    def _parse_options(cls, text: str | dict[str, str]) -> dict[str, str]:
+        if isinstance(text, dict):
+            return text
+        options: dict[str, str] = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                name, equals, value = line.partition("=")
+                if not equals or not name.strip():
+                    raise ValueError(f"line {number} is not name=value")
+                options[name.strip()] = value.strip()
+        return options
+
     @model_validator(mode="after")
     def _refuse_open_door(self) -> Settings:
         if self.bind_host not in ("127.0.0.1", "::1", "localhost") and not self.allow_insecure_bind:
@@ -142,14 +177,17 @@ class Settings(BaseSettings):
         """Read the environment. Raises ConfigurationError with one line that names the setting."""
         values = {**_from_files(), **overrides}
         _refuse_unknown(os.environ)
+        options = _single_options(os.environ)
         try:
-            return cls(**values)
+            settings = cls(**values)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             field = str(first["loc"][0]) if first["loc"] else ""
             name = _PLAIN.get(field.lower(), f"ESM_{field.upper()}") if field else ""
             message = first["msg"].removeprefix("Value error, ")
             raise ConfigurationError(redact_url(f"{name}: {message}" if name else message)) from None
+        settings.kafka_options |= options
+        return settings
 
     def store_config(self) -> EventStoreConfig:
         """The part that an EventStore needs."""
@@ -162,6 +200,11 @@ class Settings(BaseSettings):
             topic_prefix=self.topic_prefix,
             retry_attempts=self.retry_attempts,
             retry_delay=self.retry_delay,
+            kafka_options=dict(self.kafka_options),
+            kafka_provisioning=self.kafka_provisioning,
+            kafka_partitions=self.kafka_partitions,
+            kafka_replication_factor=self.kafka_replication_factor,
+            gap_timeout=self.gap_timeout,
         )
 
 
@@ -173,7 +216,7 @@ def _refuse_unknown(environment: os._Environ[str]) -> None:
     known = {_environment_name(field) for field in Settings.model_fields}
     known |= {f"{_environment_name(field)}_FILE" for field in _SECRETS}
     for name in sorted(environment):
-        if name.startswith("ESM_") and name not in known:
+        if name.startswith("ESM_") and name not in known and not name.startswith(_OPTION):
             raise ConfigurationError(f"{name} is not a setting; see the list in docs/settings.md")
 
 
@@ -186,8 +229,26 @@ def _from_files() -> dict[str, str]:
             continue
         if name in os.environ:
             raise ConfigurationError(f"{name} and {name}_FILE are both set")
-        try:
-            values[field] = Path(path).read_text("utf-8").strip()
-        except OSError as error:
-            raise ConfigurationError(f"{name}_FILE: {error.strerror}: {path}") from error
+        values[field] = _content(f"{name}_FILE", path)
     return values
+
+
+def _single_options(environment: os._Environ[str]) -> dict[str, str]:
+    """Options of librdkafka that have a name of their own in the environment."""
+    options: dict[str, str] = {}
+    for name, value in sorted(environment.items()):
+        if name.startswith(_OPTION):
+            plain = name.removesuffix("_FILE")
+            if plain != name and plain in environment:
+                raise ConfigurationError(f"{plain} and {name} are both set")
+            option = plain.removeprefix(_OPTION).lower().replace("_", ".")
+            options[option] = _content(name, value) if plain != name else value
+    return options
+
+
+def _content(name: str, path: str) -> str:
+    """The text of the file that a setting names."""
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError(f"{name}: {error.strerror}: {path}") from error

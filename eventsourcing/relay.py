@@ -1,39 +1,128 @@
 """The relay: brings what the store holds to a transport that cannot read the store itself.
 
-It follows the store behind the horizon from its checkpoint, publishes, then moves the checkpoint: each
-event is published at least once, in position order. One relay is active at a time; another process
-stands by for its lease. Appending never publishes, so there is no dual write to lose.
+It follows the store behind the horizon from its checkpoint, publishes, and moves the checkpoint once
+everything up to it has arrived: each event is published at least once, in position order. Several batches
+are on their way at a time; a transport that takes no more holds the relay up. One relay is active at a
+time; another process stands by for its lease. Appending never publishes: there is no dual write to lose.
+
+An event that the transport refuses for good is parked with its aggregate among the dead letters of the
+group `relay` and reported; the other aggregates flow on.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from eventsourcing.dead_letters import DeadLetter, park, parked_aggregates
+from eventsourcing.errors import HandlerError
+from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import CHECKPOINTS
 from eventsourcing.storage.base import Storage
 from eventsourcing.supervision import lead
-from eventsourcing.tail import follow
-from eventsourcing.transport.base import Transport
+from eventsourcing.tail import Slice, follow
+from eventsourcing.transport.base import Receipt, Transport
+
+_log = logging.getLogger(__name__)
+
+RELAY = "relay"
+"""The name of the relay's dead letters, and of its checkpoint behind `relay/`."""
+
+BATCH, IN_FLIGHT = 1000, 4
+
+_KEY = f"relay/{RELAY}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far someone is behind the store: `events` is the distance in positions, which counts rolled back
+    ones too; `seconds` the age of the oldest event not reached, 0.0 when there is none."""
+
+    position: int
+    horizon: int
+    seconds: float
+
+    @property
+    def events(self) -> int:
+        """The distance in positions."""
+        return max(self.horizon - self.position, 0)
 
 
 class Relay:
-    """Store → transport, from a checkpoint named after the relay."""
+    """Store → transport, from a checkpoint."""
 
-    def __init__(self, storage: Storage, transport: Transport, *, name: str = "relay") -> None:
+    def __init__(self, storage: Storage, transport: Transport) -> None:
         self._storage, self._transport = storage, transport
-        self._key = f"relay/{name}"
+        self._parked: set[str] = set()
 
     async def run(self) -> None:
         """Relay until cancelled; after a fault the relay resumes at its checkpoint."""
-        await lead(self._storage, self._key, self._relay)
-
-    async def position(self) -> int:
-        """Up to where events are published."""
-        async with self._storage.transaction() as transaction:
-            checkpoint = await transaction.get(CHECKPOINTS, self._key)
-        return checkpoint["position"] if checkpoint else 0
+        await lead(self._storage, _KEY, self._relay)
 
     async def _relay(self) -> None:
-        async for piece in follow(self._storage, EventQuery(), after=await self.position()):
-            await self._transport.publish(piece.events)
+        self._parked = await parked_aggregates(self._storage, RELAY)
+        sent: asyncio.Queue[_Sent] = asyncio.Queue(maxsize=IN_FLIGHT)
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._send(sent))
+                both.create_task(self._acknowledge(sent))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def _send(self, sent: asyncio.Queue[_Sent]) -> None:
+        after = await relay_position(self._storage)
+        async for piece in follow(self._storage, EventQuery(), after=after, batch_size=BATCH):
+            flowing = [event for event in piece.events if event.aggregate_id not in self._parked]
+            waiting = [event for event in piece.events if event.aggregate_id in self._parked]
+            receipt = await self._transport.publish(flowing)
+            await sent.put(_Sent(piece, receipt, waiting))
+
+    async def _acknowledge(self, sent: asyncio.Queue[_Sent]) -> None:
+        while True:
+            one = await sent.get()
+            refused = await one.receipt.wait()
+            letters = [DeadLetter(event) for event in one.waiting]
+            for refusal in refused:
+                event = refusal.event
+                _log.error(
+                    "event %s cannot be published, and its aggregate is parked: %s",
+                    event.event_id,
+                    refusal.reason,
+                )
+                failure = HandlerError(event.event_id, handler=RELAY, attempts=1, reason=refusal.reason)
+                letters.append(DeadLetter(event, failure))
+                self._parked.add(event.aggregate_id)
             async with self._storage.transaction() as transaction:
-                await transaction.put(CHECKPOINTS, self._key, {"position": piece.position})
+                await park(transaction, RELAY, letters)
+                await transaction.put(CHECKPOINTS, _KEY, {"position": one.piece.position})
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A slice on its way, and those of its events that wait behind a refused one."""
+
+    piece: Slice
+    receipt: Receipt
+    waiting: Sequence[RecordedEvent]
+
+
+async def relay_position(storage: Storage) -> int:
+    """Up to where events are published; 0 before the first."""
+    async with storage.transaction() as transaction:
+        checkpoint = await transaction.get(CHECKPOINTS, _KEY)
+    return checkpoint["position"] if checkpoint else 0
+
+
+async def relay_lag(storage: Storage) -> Lag:
+    """How far the relay is behind the store."""
+    position, horizon = await relay_position(storage), await storage.horizon()
+    oldest = EventQuery(after_position=position, to_position=horizon, limit=1)
+    if position < horizon:
+        async for batch in storage.read(oldest, batch_size=1):
+            age = datetime.now(UTC) - batch[0].recorded_at
+            return Lag(position, horizon, max(age.total_seconds(), 0.0))
+    return Lag(position, horizon, 0.0)

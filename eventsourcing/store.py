@@ -144,7 +144,7 @@ class EventStore:
         `source` is drafts, mappings of their fields, or a frame (Polars, Arrow) with such columns; rows
         that are no drafts must be of registered types and fit their payloads. Versions follow from the
         dates, and among equal ones from the order given. Calling it again under the same name appends
-        what is missing, and nothing else. `zone` is that of dates that name none.
+        what is missing, and nothing else. `zone` is that of dates that name none; a draft's are in UTC.
 
         Raises BackfillRefusedError, with nothing appended, naming the rows: a date that is missing, has
         no zone or lies in the future, a row that is no event, and an aggregate in which later events are

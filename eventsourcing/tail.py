@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from eventsourcing.errors import CursorAheadError
+from eventsourcing.errors import CursorAheadError, UpcastError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import EventStorage
@@ -37,7 +37,8 @@ async def follow(
     """Yield slices for ever, in position order, each at or below the horizon.
 
     The first slice that reaches the horizon is caught up, events or not; after it, only slices that
-    moved are yielded. Raises CursorAheadError when `after` lies above the head.
+    moved are yielded. Raises CursorAheadError when `after` lies above the head, UpcastError once all
+    before an event that cannot be read is yielded.
     """
     position, pause, announced = after, _FIRST_PAUSE_S, False
     while True:
@@ -48,10 +49,15 @@ async def follow(
             rest: list[RecordedEvent] = []
             upto = max(horizon, position)
             window = query.where(after_position=position, to_position=upto)
-            async for batch in storage.read(window, batch_size=batch_size):
+            try:
+                async for batch in storage.read(window, batch_size=batch_size):
+                    if rest:
+                        yield Slice(rest, rest[-1].position, caught_up=False)
+                    rest = batch
+            except UpcastError:
                 if rest:
                     yield Slice(rest, rest[-1].position, caught_up=False)
-                rest = batch
+                raise
             position, pause, announced = upto, _FIRST_PAUSE_S, True
             yield Slice(rest, position, caught_up=True)
         elif await storage.wait(position, timeout_s=_FLOOR_S):

@@ -1,4 +1,4 @@
-"""Real backends for the tests: memory, and PostgreSQL from the environment's own binaries.
+"""Real backends for the tests: memory, PostgreSQL from the environment's own binaries, and Kafka on a JVM.
 
 A backend that cannot run here is skipped with its reason; with REQUIRE_BACKENDS=all that is a failure.
 """
@@ -13,16 +13,22 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from confluent_kafka.admin import AdminClient
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from eventsourcing import EventStore
+from deploy.kafka.broker import Broker, BrokerUnavailableError
+from eventsourcing import EventBusConfig, EventStore
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.storage.schema import upgrade
+
+GIVEN_KAFKA = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+"""A broker that the environment names is used instead of one of our own."""
 
 REQUIRE_ALL = os.environ.get("REQUIRE_BACKENDS") == "all"
 
@@ -161,6 +167,67 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
         made = EventStore(storage=PostgresStorage(request.getfixturevalue("store_url")))
     async with made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def kafka_address() -> Iterator[str]:
+    """The address of one Kafka broker for the whole session."""
+    if GIVEN_KAFKA:
+        yield GIVEN_KAFKA
+        return
+    with own_broker() as broker:
+        yield broker.address
+
+
+@pytest.fixture
+def kafka(kafka_address: str) -> Iterator[EventBusConfig]:
+    """A bus on the session's broker under a prefix of its own; its topics are removed at the end."""
+    config = kafka_config(kafka_address)
+    yield config
+    remove_topics(config)
+
+
+def kafka_config(address: str, **changes: Any) -> EventBusConfig:
+    """A bus on a broker, with a prefix that nobody else has."""
+    options = {"session.timeout.ms": 6_000, "topic.metadata.refresh.interval.ms": 1_000}
+    return EventBusConfig(
+        kafka_bootstrap_servers=address,
+        topic_prefix=f"test-{uuid4().hex[:12]}",
+        kafka_partitions=2,
+        kafka_options=options | changes.pop("kafka_options", {}),
+        **changes,
+    )
+
+
+def remove_topics(config: EventBusConfig) -> None:
+    """Remove the topics of a prefix."""
+    admin = AdminClient({"bootstrap.servers": config.kafka_bootstrap_servers or ""})
+    mine = [name for name in admin.list_topics(timeout=10).topics if name.startswith(config.topic_prefix)]
+    for removed in admin.delete_topics(mine).values() if mine else ():
+        removed.result(timeout=10)
+
+
+@pytest.fixture
+def kafka_broker() -> Iterator[Broker]:
+    """A broker of the test's own, which it may stop and start."""
+    with own_broker() as broker:
+        yield broker
+
+
+@contextmanager
+def own_broker() -> Iterator[Broker]:
+    """A running broker on a temporary directory."""
+    directory = Path(tempfile.mkdtemp(prefix="esm-kafka-"))
+    broker = Broker(directory / "broker")
+    try:
+        broker.start()
+    except BrokerUnavailableError as error:
+        unavailable("Kafka", str(error))
+    try:
+        yield broker
+    finally:
+        broker.stop()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def unavailable(backend: str, reason: str) -> None:

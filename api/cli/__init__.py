@@ -22,6 +22,7 @@ MODULES = {
     "worker": "api.cli.worker",
     "migrate": "api.cli.migrate",
     "events": "api.cli.events",
+    "bus": "api.cli.bus",
     "db": "api.cli.db",
 }
 """Command → the module whose `app` it is, in the order of the help."""

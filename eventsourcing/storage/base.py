@@ -67,7 +67,8 @@ class EventStorage(Protocol):
     def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
         """Stream what is committed and matches, in non-empty batches of at most `batch_size`.
 
-        Raises CursorAheadError when `after_position` lies above the head.
+        Raises CursorAheadError when `after_position` lies above the head, UpcastError once all before
+        an event that cannot be read is given.
         """
 
     async def horizon(self) -> int:
@@ -81,6 +82,12 @@ class EventStorage(Protocol):
 
     async def latest_timestamps(self, aggregate_ids: Sequence[str]) -> dict[str, datetime]:
         """The latest timestamp among the events of each of these aggregates that has events."""
+
+    async def last_versions(self, before: Mapping[str, int]) -> dict[str, dict[str, int]]:
+        """For each aggregate, the last version of every event type below the version given.
+
+        An aggregate without such events is left out.
+        """
 
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """Return True once events above `position` may have been appended, False after the timeout."""
@@ -110,6 +117,9 @@ class StateTransaction(Protocol):
 
     async def add(self, table: StateTable, key: str, value: Any) -> bool:
         """Set the value of a new key; False, and nothing changed, when the key exists."""
+
+    async def claim(self, table: StateTable, keys: Sequence[str], initial: Any) -> dict[str, Any]:
+        """The values of keys, kept from other transactions until the end; new ones are set to `initial`."""
 
     async def delete(self, table: StateTable, key: str) -> None:
         """Remove a key; a key that is not there is none."""

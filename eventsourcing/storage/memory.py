@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventsourcing.canonical import decode, encode
-from eventsourcing.errors import ConcurrencyError, CursorAheadError
+from eventsourcing.errors import ConcurrencyError, CursorAheadError, UpcastError
 from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import (
@@ -109,7 +109,12 @@ class InMemoryStorage:
             if query.limit is not None and taken >= query.limit:
                 break
             if query.matches(source[place]):
-                batch.append(_detached(source[place]))
+                try:
+                    batch.append(_detached(source[place]))
+                except UpcastError:
+                    if batch:
+                        yield batch
+                    raise
                 taken += 1
             if len(batch) == batch_size:
                 yield batch
@@ -133,6 +138,17 @@ class InMemoryStorage:
         """See EventStorage.latest_timestamps."""
         streams = {aggregate_id: self._streams.get(aggregate_id) for aggregate_id in aggregate_ids}
         return {key: max(event.timestamp for event in found) for key, found in streams.items() if found}
+
+    async def last_versions(self, before: Mapping[str, int]) -> dict[str, dict[str, int]]:
+        """See EventStorage.last_versions."""
+        found = {
+            aggregate_id: {
+                str(event.event_type): event.event_version
+                for event in self._streams.get(aggregate_id, [])[: version - 1]
+            }
+            for aggregate_id, version in before.items()
+        }
+        return {aggregate_id: versions for aggregate_id, versions in found.items() if versions}
 
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """See EventStorage.wait."""
@@ -200,6 +216,11 @@ class _InMemoryTransaction:
             return False
         await self.put(table, key, value)
         return True
+
+    async def claim(self, table: StateTable, keys: Sequence[str], initial: Any) -> dict[str, Any]:
+        for key in keys:
+            await self.add(table, key, initial)
+        return await self.get_many(table, keys)
 
     async def delete(self, table: StateTable, key: str) -> None:
         self._changes[table.name][key] = None

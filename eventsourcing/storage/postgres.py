@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
@@ -29,7 +29,7 @@ from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keys
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import translated
-from eventsourcing.storage.postgres_rows import in_utc, recorded_event, use_canonical_json
+from eventsourcing.storage.postgres_rows import in_utc, recorded_events, use_canonical_json
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.statements import statements
@@ -158,7 +158,8 @@ class PostgresStorage:
             cursor = rows[-1][keyset_column(query)]
             upcoming = asyncio.create_task(self._page(query, cursor, size)) if size > 0 else None
             try:
-                yield list(map(recorded_event, rows))
+                for batch in recorded_events(rows):
+                    yield batch
                 rows = await upcoming if upcoming else []
             finally:
                 if upcoming:
@@ -189,6 +190,15 @@ class PostgresStorage:
         with translated():
             rows = await self.pool.fetch(_EVENTS["latest_timestamps"], list(aggregate_ids))
         return {row["aggregate_id"]: in_utc(row["latest"]) for row in rows}
+
+    async def last_versions(self, before: Mapping[str, int]) -> dict[str, dict[str, int]]:
+        """See EventStorage.last_versions."""
+        with translated():
+            rows = await self.pool.fetch(_EVENTS["last_versions"], list(before), list(before.values()))
+        found: dict[str, dict[str, int]] = {}
+        for row in rows:
+            found.setdefault(row["aggregate_id"], {})[row["event_type"]] = row["version"]
+        return found
 
     async def wait(self, position: int, *, timeout_s: float) -> bool:
         """See EventStorage.wait. All waiters of a process share one question every 20 ms."""

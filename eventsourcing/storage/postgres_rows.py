@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import asyncpg
 
 from eventsourcing.canonical import decode
+from eventsourcing.errors import UpcastError
 from eventsourcing.events import EventType, RecordedEvent
 
 _NAMES = tuple(RecordedEvent.model_fields)
@@ -28,6 +31,20 @@ def recorded_event(row: asyncpg.Record, *, as_stored: bool = False) -> RecordedE
     fields["event_type"] = _TYPES.get(fields["event_type"], fields["event_type"])
     fields["timestamp"] = in_utc(fields["timestamp"])
     return RecordedEvent.from_store(fields, as_stored=as_stored)
+
+
+def recorded_events(rows: Sequence[asyncpg.Record]) -> Iterator[list[RecordedEvent]]:
+    """The events in a page, as one batch. Where one cannot be read: those before it, then its UpcastError."""
+    try:
+        events = list(map(recorded_event, rows))
+    except UpcastError:
+        events = []
+        with suppress(UpcastError):
+            events.extend(map(recorded_event, rows))  # what came before the fault stays in the list
+        if events:
+            yield events
+        raise
+    yield events
 
 
 def in_utc(moment: datetime) -> datetime:

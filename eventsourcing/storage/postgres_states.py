@@ -52,6 +52,13 @@ class PostgresTransaction:
         with translated():
             return bool(await self._connection.fetchval(_STATES["add"], table.name, key, encode(value)))
 
+    async def claim(self, table: StateTable, keys: Sequence[str], initial: Any) -> dict[str, Any]:
+        ordered = sorted(set(keys))
+        with translated():
+            await self._connection.execute(_STATES["add_many"], table.name, ordered, encode(initial))
+            rows = await self._connection.fetch(_STATES["get_many_locked"], table.name, ordered)
+        return {row["key"]: row["value"] for row in rows}
+
     async def delete(self, table: StateTable, key: str) -> None:
         with translated():
             await self._connection.execute(_STATES["delete"], table.name, key)

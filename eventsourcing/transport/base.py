@@ -32,8 +32,38 @@ class Subscription:
         """Whether the handler gets the event. What a backfill brings is history: nobody outside is told."""
         if event.metadata.get("backfilled") is True and not self.handler.replayable:
             return False
-        wanted = not self.event_types or event.event_type in self.event_types
-        return wanted and self.handler.can_handle(event.event_type)
+        return self.wants(event.event_type)
+
+    def wants(self, event_type: str) -> bool:
+        """Whether events of the type concern the handler."""
+        wanted = not self.event_types or event_type in self.event_types
+        return wanted and self.handler.can_handle(event_type)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An event that the transport will never take, and why."""
+
+    event: BaseEvent
+    reason: str
+
+
+class Receipt(Protocol):
+    """Events on their way."""
+
+    async def wait(self) -> Sequence[Refused]:
+        """Return once every event has arrived or is refused for good.
+
+        Raises UnavailableError; then some may have arrived, and nothing published later will.
+        """
+
+
+class Arrived:
+    """The receipt of what arrived at once."""
+
+    async def wait(self) -> Sequence[Refused]:
+        """See Receipt.wait."""
+        return ()
 
 
 class Transport(Protocol):
@@ -48,8 +78,8 @@ class Transport(Protocol):
     async def stop(self) -> None:
         """Finish what is in hand and stop delivering; what is left stays for the next start."""
 
-    async def publish(self, events: Sequence[BaseEvent]) -> None:
-        """Send events. Raises UnavailableError; then some may have been sent."""
+    async def publish(self, events: Sequence[BaseEvent]) -> Receipt:
+        """Send events after those of earlier calls. Raises UnavailableError; then some may have been sent."""
 
     async def subscribe(self, subscription: Subscription) -> None:
         """Add a subscription, before or after the start."""

@@ -18,7 +18,7 @@ from eventsourcing.delivery import call_with_retry, is_outage
 from eventsourcing.errors import HandlerError, UnavailableError
 from eventsourcing.events import BaseEvent
 from eventsourcing.storage.base import Storage
-from eventsourcing.transport.base import Subscription
+from eventsourcing.transport.base import Arrived, Receipt, Subscription
 
 
 class InMemoryTransport:
@@ -48,7 +48,7 @@ class InMemoryTransport:
         self._parked[subscription.group] |= await parked_aggregates(self._storage, subscription.group)
         self._members[subscription.group].append(subscription)
 
-    async def publish(self, events: Sequence[BaseEvent]) -> None:
+    async def publish(self, events: Sequence[BaseEvent]) -> Receipt:
         """See Transport.publish. One publisher at a time keeps the order."""
         async with self._order:
             for event in events:
@@ -56,6 +56,7 @@ class InMemoryTransport:
                     takers = [member for member in members if member.takes(event)]
                     if takers:
                         await self._deliver(name, takers[hash(event.aggregate_id) % len(takers)], event)
+        return Arrived()
 
     async def _deliver(self, name: str, member: Subscription, event: BaseEvent) -> None:
         letter = DeadLetter(event)

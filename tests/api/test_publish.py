@@ -9,6 +9,9 @@ import pytest
 
 from eventsourcing.testing import a_migration
 from tests.api.conftest import a_body, assert_problem
+from tests.seats import TYPE, own_registry, release
+
+__all__ = ["own_registry"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -26,6 +29,29 @@ async def test_publish_answers_the_whole_event(events: httpx2.AsyncClient, uniqu
     again = await events.get(response.headers["location"])
     assert again.json() == event
     assert again.headers["etag"] == '"1"'
+
+
+async def test_an_older_payload_that_says_its_version_is_taken_as_the_newest(
+    events: httpx2.AsyncClient, unique: str, own_registry: None
+) -> None:
+    release(2)
+    old = {"event_type": TYPE, "aggregate_id": unique, "aggregate_type": "seat"}
+    old["data"] = {"passenger": "Ada Lovelace"}  # type: ignore[assignment]  # a body holds any JSON
+    unversioned = await events.post("/events", json=old)
+    assert "given_name" in str(assert_problem(unversioned, 422, "invalid")["errors"])
+    taken = (await events.post("/events", json={**old, "metadata": {"schema_version": 1}})).json()
+    assert (taken["data"]["family_name"], taken["metadata"]) == ("Lovelace", {"schema_version": 2})
+    unknown = await events.post("/events", json={**old, "metadata": {"schema_version": 3}})
+    assert_problem(unknown, 422, "invalid")
+
+
+async def test_nobody_posts_an_event_past_the_handlers_as_history(
+    events: httpx2.AsyncClient, unique: str
+) -> None:
+    response = await events.post("/events", json=a_body(unique, metadata={"backfilled": True}))
+    assert "backfilled" in str(assert_problem(response, 422, "invalid")["errors"])
+    batch = await events.post("/events/batch", json=[a_body(unique, metadata={"backfilled": True})])
+    assert_problem(batch, 422, "invalid")
 
 
 async def test_the_same_event_id_again_answers_200_and_stores_nothing(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,6 +18,7 @@ from eventsourcing import (
     EventBus,
     EventBusConfig,
     EventStore,
+    InvalidEventError,
     RecordedEvent,
     UserMigratedEvent,
 )
@@ -179,6 +180,13 @@ async def test_ids_follow_from_what_a_row_says_and_from_the_name(store: EventSto
 SOON = (datetime.now(UTC) + timedelta(days=2)).isoformat()
 
 
+async def test_what_is_no_event_at_all_is_named(store: EventStore) -> None:
+    error = await refused(store, [user(1), 17, user(2)])
+    assert error.faults == ("row 2: int is no event",)
+    with pytest.raises(InvalidEventError, match="note: not a column of events"):
+        await store.backfill(as_frame([user(1, note="x")]), name="history")
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
@@ -333,6 +341,25 @@ async def test_an_old_payload_that_says_its_version_is_brought_to_the_newest(
     [event] = await everything(store)
     assert event.data["family_name"] == "Lovelace"
     assert event.metadata == {"schema_version": 3, "by": "import", "backfilled": True}
+
+
+async def test_a_backfill_that_is_cancelled_while_it_checks_ends_at_once() -> None:
+    taken = 0
+
+    def endless() -> Iterator[Row]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield user(taken)
+
+    store = EventStore(use_memory=True)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await store.backfill(endless(), name="history")
+    await asyncio.sleep(0.2)
+    before = taken
+    await asyncio.sleep(0.2)
+    assert taken == before
 
 
 async def test_progress_is_told(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from eventsourcing import EventStore, InvalidEventError
+from eventsourcing.events import new_event_id
 from eventsourcing.storage.base import StateTable, StateTransaction, purge_all
 from eventsourcing.storage.statements import statements
 
@@ -150,6 +151,33 @@ async def test_a_transaction_goes_on_after_the_database_refused_what_stands_in_a
                 await states.put(ONE, "no\x00key", 1)
         await states.put(ONE, "b", 1)
     assert await keys(postgres) == ["a", "b"]
+
+
+async def test_an_idempotency_key_is_taken_once_answered_and_gone_after_its_time(store: EventStore) -> None:
+    async def take(n: int) -> bool:
+        async with store.storage.transaction() as states:
+            return await states.add(ONE, "POST/key", {"by": n})
+
+    assert (await asyncio.gather(*(take(n) for n in range(8)))).count(True) == 1
+    async with store.storage.transaction() as states:
+        await states.put(ONE, "POST/key", {"status": 201})
+    assert await purge_all(store.storage, ONE, older_than_s=24 * 3600) == 0
+    await asyncio.sleep(0.15)
+    assert await purge_all(store.storage, ONE, older_than_s=0.1) == 1
+    assert await take(9)
+
+
+async def test_entries_under_time_ordered_keys_are_a_log_that_is_read_from_its_end(store: EventStore) -> None:
+    for number in range(7):
+        async with store.storage.transaction() as states:
+            assert await states.add(ONE, f"audit/{new_event_id().hex}", number)
+    read: list[int] = []
+    after = None
+    async with store.storage.transaction() as states:
+        while page := await states.scan(ONE, prefix="audit/", after=after, limit=3, backwards=True):
+            read += [entry for _, entry in page]
+            after = page[-1][0]
+    assert read == [6, 5, 4, 3, 2, 1, 0]
 
 
 async def add_after(store: EventStore, started: asyncio.Event, *, fail: bool) -> bool:

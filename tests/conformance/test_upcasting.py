@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import polars as pl
@@ -207,6 +208,30 @@ async def test_an_upcast_that_raises_stops_the_reader_and_says_where(store: Even
     with pytest.raises(UpcastError, match=r"@upcast\(1\) failed with KeyError$") as caught:
         await store.get_events("seat-1")
     assert (caught.value.event_id, caught.value.event_type, caught.value.version) == (event.event_id, TYPE, 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+async def test_all_before_an_event_that_cannot_be_read_is_given(store: EventStore, batch_size: int) -> None:
+    release(1)
+    readable = [draft(f"seat-{n}", TYPE, data=OLD) for n in range(7)]
+    await store.append_events([*readable, draft("seat-7", TYPE, data={}), draft("seat-8", TYPE, data=OLD)])
+    release(3)
+    for events in (store.read(EventQuery(), batch_size=batch_size), followed(store, batch_size)):
+        given: list[str] = []
+        with pytest.raises(UpcastError):
+            await collect(events, given)
+        assert given == [f"seat-{n}" for n in range(7)]
+
+
+async def followed(store: EventStore, batch_size: int) -> AsyncIterator[RecordedEvent]:
+    async for piece in store.follow(batch_size=batch_size):
+        for event in piece.events:
+            yield event
+
+
+async def collect(events: AsyncIterator[RecordedEvent], given: list[str]) -> None:
+    async for event in events:
+        given.append(event.aggregate_id)  # noqa: PERF401 - what came before a fault must stay
 
 
 async def test_a_type_that_nobody_registered_here_reads_as_it_is(store: EventStore) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,34 @@ def test_the_published_schemas_are_those_of_the_code() -> None:
 def test_the_published_files_are_written_as_the_command_writes_them() -> None:
     for name, schema in event_schemas(ours()).items():
         assert (GOLDEN / name).read_text("utf-8") == as_text(schema), name
+
+
+def removed(schema: dict[str, Any], name: str) -> None:
+    del schema["properties"][name]
+
+
+def retyped(schema: dict[str, Any], name: str) -> None:
+    schema["properties"][name] = {"type": "array"}
+
+
+def turned(schema: dict[str, Any], name: str) -> None:
+    """Required where it was optional, and the other way round."""
+    required = set(schema["required"]) ^ {name}
+    schema["required"] = sorted(required)
+
+
+@pytest.mark.parametrize("change", [removed, retyped, turned])
+def test_planted_in_every_field_of_every_published_schema_a_breaking_change_is_caught(
+    change: Callable[[dict[str, Any], str], None],
+) -> None:
+    accepted = read_schemas(GOLDEN)
+    for file, schema in accepted.items():
+        for name in schema["properties"]:
+            broken = deepcopy(accepted)
+            change(broken[file], name)
+            found = [one for one in changes(accepted, broken) if one.breaking]
+            assert [one.field.rpartition(".")[2] for one in found] == [name], (file, name)
+            assert all(one.cure for one in found)
 
 
 @pytest.mark.parametrize("schema", [*event_schemas(ours()).values()], ids=lambda schema: schema["title"])

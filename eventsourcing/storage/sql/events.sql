@@ -57,6 +57,13 @@ SELECT event_id FROM events WHERE event_id = ANY($1::uuid[])
 SELECT aggregate_id, max("timestamp") AS latest FROM events
 WHERE aggregate_id = ANY($1::text[]) GROUP BY aggregate_id
 
+-- name: last_versions
+-- The last version of every type below a version, for each of these aggregates.
+SELECT streams.aggregate_id, e.event_type, max(e.event_version) AS version
+FROM unnest($1::text[], $2::integer[]) AS streams (aggregate_id, before)
+JOIN events e ON e.aggregate_id = streams.aggregate_id COLLATE "C" AND e.event_version < streams.before
+GROUP BY streams.aggregate_id, e.event_type
+
 -- name: select_events
 -- The head of every read; conditions, order and limit are assembled from the table of fragments.
 SELECT event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp", correlation_id,

@@ -18,6 +18,15 @@ ON CONFLICT (table_name, key) DO UPDATE SET value = excluded.value, changed_at =
 -- name: add
 INSERT INTO states (table_name, key, value) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true
 
+-- name: add_many
+INSERT INTO states (table_name, key, value)
+SELECT $1, new.key, $3 FROM unnest($2::text[]) AS new (key) ORDER BY new.key COLLATE "C"
+ON CONFLICT DO NOTHING
+
+-- name: get_many_locked
+-- In one order of row locks for everyone: no deadlocks.
+SELECT key, value FROM states WHERE table_name = $1 AND key = ANY($2::text[]) ORDER BY key FOR UPDATE
+
 -- name: delete
 DELETE FROM states WHERE table_name = $1 AND key = $2
 
@@ -40,6 +49,7 @@ DELETE FROM states WHERE table_name = $1 AND key IN (
 
 -- name: purge
 -- In the same order of row locks. What another transaction sets again while this one waits is spared.
+-- The keys of the prefix are walked: an index on changed_at would end the in-place updates of all states.
 WITH gone AS (
     DELETE FROM states WHERE table_name = $1 AND key IN (
         SELECT key FROM states
