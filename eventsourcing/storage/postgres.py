@@ -33,10 +33,11 @@ from eventsourcing.storage.postgres_leases import hold
 from eventsourcing.storage.postgres_pool import ConnectionPool, dsn
 from eventsourcing.storage.postgres_rows import in_utc, recorded_events
 from eventsourcing.storage.postgres_states import PostgresTransaction
+from eventsourcing.storage.postgres_tallies import count_in_database
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.settling import settled
 from eventsourcing.storage.statements import statements
-from eventsourcing.storage.tallies import Tally, TallyQuery, count_in_database
+from eventsourcing.storage.tallies import Tally, TallyQuery
 
 if TYPE_CHECKING:
     from eventsourcing.columnar import EventChunk

@@ -15,10 +15,7 @@ from uuid import UUID
 
 from eventsourcing.canonical import comparable
 from eventsourcing.events import EventType, RecordedEvent
-from eventsourcing.storage.postgres_pool import ConnectionPool
-from eventsourcing.storage.statements import statements
 
-_TALLIES = statements("tallies")
 _TYPES: dict[str, str] = {member.value: member for member in EventType}
 _NOBODY = UUID(int=0)
 
@@ -43,27 +40,6 @@ class Tally(NamedTuple):
     times: int
 
 
-async def count_in_database(pool: ConnectionPool, query: TallyQuery) -> list[Tally]:
-    """Count what is stored in PostgreSQL."""
-    types = None if query.types is None else sorted(map(str, query.types))
-    parameters: list[Any] = [query.after, query.to, types]
-    statement = _TALLIES["tally_types" if query.field is None else "tally_values"]
-    if query.field is not None:
-        parameters.append(query.field)
-    rows = await pool.fetch(statement, *parameters)
-    return [
-        _tally(
-            row["event_type"],
-            row["aggregate_type"],
-            row["correlation_id"],
-            {} if query.field is None else {query.field: row["value"]},
-            row["latest"],
-            row["times"],
-        )
-        for row in rows
-    ]
-
-
 def count_in_memory(events: Iterable[RecordedEvent], query: TallyQuery) -> list[Tally]:
     """Count the events given, which lie between the query's positions."""
     found: dict[tuple[Any, ...], Tally] = {}
@@ -76,11 +52,11 @@ def count_in_memory(events: Iterable[RecordedEvent], query: TallyQuery) -> list[
         known = found.get(key)
         latest = event.timestamp if known is None else max(known.event.timestamp, event.timestamp)
         times = 1 if known is None else known.times + 1
-        found[key] = _tally(event.event_type, event.aggregate_type, correlation, data, latest, times)
+        found[key] = tally(event.event_type, event.aggregate_type, correlation, data, latest, times)
     return list(found.values())
 
 
-def _tally(
+def tally(
     event_type: str,
     aggregate_type: str,
     correlation_id: UUID | None,
@@ -88,6 +64,7 @@ def _tally(
     latest: datetime,
     times: int,
 ) -> Tally:
+    """An event of which only these fields mean anything, and how many it stands for."""
     if latest.tzinfo is None:  # asyncpg keeps the first and the last moment as infinities
         latest = latest.replace(tzinfo=UTC)
     fields = {
