@@ -10,13 +10,16 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
-from tests.benchmarks import memory, scale, store
+from tests.benchmarks import bus, folds, memory, migration, scale, store
 from tests.benchmarks.measure import Report
 
 SECTIONS: dict[str, Callable[[Report], Awaitable[None]]] = {
     "store": store.measure,
     "scale": scale.measure,
     "memory": memory.measure,
+    "bus": bus.measure,
+    "folds": folds.measure,
+    "migration": lambda _: asyncio.to_thread(migration.main, 1_000_000),
 }
 
 

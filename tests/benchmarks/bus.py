@@ -1,23 +1,12 @@
-"""Measure the bus: the relay against a bare librdkafka loop, latency and throughput over store and Kafka.
-
-`python -m tests.benchmarks.bus` measures it alone. Nothing is asserted.
-"""
+"""The bus: the relay against a bare librdkafka loop, latency and throughput over the store and Kafka."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import statistics
-import tempfile
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from uuid import uuid4
 
 from confluent_kafka import Producer
-from rich.console import Console
-from rich.table import Table
 
 from eventsourcing import EventBus, EventBusConfig, EventStore, UserMigratedEvent
 from eventsourcing.events import BaseEvent
@@ -26,29 +15,17 @@ from eventsourcing.folds import USER_MIGRATIONS
 from eventsourcing.handlers import EventHandler
 from eventsourcing.relay import Relay
 from eventsourcing.storage.base import CHECKPOINTS
-from eventsourcing.storage.embedded import EmbeddedPostgres
-from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.transport.kafka import KafkaTransport
 from eventsourcing.transport.kafka_message import encode_message
 from eventsourcing.transport.kafka_options import producer_options
+from tests.benchmarks.measure import Report, bench_server, bench_store, compared, conditions, percentiles
 from tests.conftest import own_broker
 from tests.integration.kafka.lab import relayed, until
 
 EVENTS = 30_000
-ROUNDS = 3
 PACED, RATE = 1_000, 200
 
 PREFIX = "bench"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure beside its baseline, where there is one."""
-
-    what: str
-    ours: float
-    unit: str
-    baseline: float | None = None
 
 
 def draft(number: int) -> BaseEvent:
@@ -62,34 +39,35 @@ def draft(number: int) -> BaseEvent:
     )
 
 
-async def measure(store: EventStore, address: str) -> list[Row]:
-    """Every figure of the bus, on an empty store and a broker."""
-    for start in range(0, EVENTS, 1000):
-        await store.append_events([draft(start + number) for number in range(1000)])
-    relayed, bare = [], []
-    for _ in range(ROUNDS):
-        bare.append(await bare_loop(store, config(address)))
-        relayed.append(await relay(store, config(address)))
-    rows = [
-        Row(
+async def measure(report: Report) -> None:
+    """Every figure of the bus, on a store and a broker of its own."""
+    with bench_server() as server, own_broker() as broker:
+        async with bench_store(server, "bus", pool_size=16) as (store, storage):
+            report.note(await conditions(storage))
+            for start in range(0, EVENTS, 1000):
+                await store.append_events([draft(start + number) for number in range(1000)])
+            await _measure(report, store, broker.address)
+
+
+async def _measure(report: Report, store: EventStore, address: str) -> None:
+    report.add(
+        await compared(
             "relay / bare librdkafka loop",
-            statistics.median(relayed),
-            "events/s",
-            statistics.median(bare),
+            lambda: relay(store, config(address)),
+            lambda: bare_loop(store, config(address)),
+            target=0.8,
         )
-    ]
+    )
     kafka = config(address)
     await relay(store, kafka)  # the topics are full when the groups come
     over = {"store": EventBusConfig(), "Kafka": kafka}
     for name, bus_config in over.items():
-        rows.append(Row(f"handler, over {name}", await handled(store, bus_config, Noted()), "events/s"))
+        report.note(f"handler, over {name}: {await handled(store, bus_config, Noted()):,.0f} events/s")
     fold = FoldHandler(USER_MIGRATIONS, store.storage)
-    rows.append(Row("durable fold, over Kafka", await folded(store, kafka, fold), "events/s"))
+    report.note(f"durable fold, over Kafka: {await folded(store, kafka, fold):,.0f} events/s")
     for name, bus_config in over.items():
-        p50, p99 = await latency(store, bus_config)
-        rows.append(Row(f"commit to handler, over {name}, p50", p50, "ms"))
-        rows.append(Row(f"commit to handler, over {name}, p99", p99, "ms"))
-    return rows
+        took = await latency(store, bus_config)
+        report.note(f"commit to handler, over {name}, at {RATE} events/s: {percentiles(took)}")
 
 
 async def count(store: EventStore) -> int:
@@ -178,47 +156,18 @@ async def folded(store: EventStore, bus_config: EventBusConfig, fold: FoldHandle
     return total / (time.perf_counter() - began)
 
 
-async def latency(store: EventStore, bus_config: EventBusConfig) -> tuple[float, float]:
-    """From the acknowledged append to the handler's call at a steady rate: p50 and p99 in ms."""
+async def latency(store: EventStore, bus_config: EventBusConfig) -> list[float]:
+    """Seconds from the acknowledged append to the handler's call, at a steady rate."""
     handler, committed = Noted(), dict[str, float]()
     bus = EventBus(bus_config, store=store)
     await bus.subscribe(["user.migrated"], handler, consumer_group=f"late-{uuid4().hex[:8]}", start="now")
     async with bus:
-        while not handler.at:  # until it has joined, and skipped the past
-            await store.append_event(draft(1))
-            await asyncio.sleep(0.2)
+        await store.append_event(draft(1))
+        await until(lambda: bool(handler.at))  # it has joined, and skipped the past
         began = time.perf_counter()
         for number in range(PACED):
             event = await store.append_event(draft(number * 10 + 1))
             committed[str(event.event_id)] = time.perf_counter()
             await asyncio.sleep(max(began + number / RATE - time.perf_counter(), 0))
         await until(lambda: handler.at.keys() >= committed.keys())
-    took = sorted((handler.at[name] - at) * 1000 for name, at in committed.items())
-    return statistics.median(took), took[len(took) * 99 // 100]
-
-
-async def main(url: str, address: str) -> None:
-    """Measure and print one table."""
-    async with EventStore(storage=PostgresStorage(url, pool_size=16)) as store:
-        rows = await measure(store, address)
-    table = Table(title=f"the bus; {EVENTS:,} events of 350 bytes, {os.cpu_count()} cores")
-    for column in ("what", "ours", "baseline", "unit"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for row in rows:
-        baseline = "" if row.baseline is None else f"{row.baseline:,.0f}"
-        table.add_row(row.what, f"{row.ours:,.1f}", baseline, row.unit)
-    Console(width=100).print(table)
-
-
-if __name__ == "__main__":
-    directory = Path(tempfile.mkdtemp(prefix="esm-bench-"))
-    directory.chmod(0o755)
-    server = EmbeddedPostgres(directory)
-    server.start()
-    try:
-        server.ensure_database("bench")
-        with own_broker() as broker:
-            asyncio.run(main(server.url("bench"), broker.address))
-    finally:
-        server.stop()
-        shutil.rmtree(directory, ignore_errors=True)
+    return [handler.at[name] - at for name, at in committed.items()]
