@@ -70,16 +70,17 @@ def describe_topics(
     """Describe Kafka's topics, keys, headers and payloads as an AsyncAPI 3.0 document."""
     settings = Settings.load()
     load_plugins(settings)
-    brokers = (settings.kafka_bootstrap_servers or "").split(",")
-    document = as_text(
-        asyncapi_document(
-            topic_prefix=settings.topic_prefix, brokers=[b.strip() for b in brokers if b.strip()]
-        )
+    brokers = [host.strip() for host in (settings.kafka_bootstrap_servers or "").split(",") if host.strip()]
+    document = asyncapi_document(
+        topic_prefix=settings.topic_prefix,
+        brokers=brokers,
+        partitions=settings.kafka_partitions if brokers else None,
     )
+    text = as_text(document)
     if out is None:
-        sys.stdout.write(document)
+        sys.stdout.write(text)
     else:
-        out.write_text(document, "utf-8")
+        out.write_text(text, "utf-8")
 
 
 def _query(aggregate: str | None, types: list[str] | None, correlation: UUID | None) -> EventQuery:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -19,7 +20,11 @@ from eventsourcing import EventPayload, TypedEvent
 from eventsourcing.asyncapi import asyncapi_document
 from eventsourcing.events import registered_events
 from eventsourcing.schemas import as_text
+from eventsourcing.testing import a_migration
+from eventsourcing.transport import kafka_dead_letters
+from eventsourcing.transport.kafka_message import encode_message, topic_of
 from tests.conftest import unavailable
+from tests.factories import recorded, unused_id
 
 SPECIFICATION = "@asyncapi/specs@6.11.1"
 """The npm package in which AsyncAPI publishes its schemas."""
@@ -136,7 +141,26 @@ def test_the_headers_are_those_of_the_contract() -> None:
         *(f"ce_{name}" for name in cloud_events.split()),
         *("es-position", "es-version", "es-recorded-at", "es-metadata", "es-prev", "traceparent"),
     }
-    assert all(name.startswith("dlq-") for name in schemas["dead-letter-headers"]["properties"])
+    sent = re.findall(r'"(dlq-[a-z-]+)"', Path(kafka_dead_letters.__file__).read_text("utf-8"))
+    assert set(schemas["dead-letter-headers"]["properties"]) == set(sent)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_what_the_transport_sends_fits_the_document(linked: bool) -> None:
+    document = documents()[0]
+    about: dict[str, Any] = {"correlation_id": unused_id(), "causation_id": unused_id()} if linked else {}
+    started = a_migration()[0].model_copy(update=about)
+    started.metadata["traceparent"] = f"00-{'a' * 32}-{'b' * 16}-01"
+    message = encode_message("migration", recorded(started, position=7), {"data.extracted": 1})
+    headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in message.headers}
+    described = document["components"]["schemas"]["headers"]
+    jsonschema.validate(headers, described, jsonschema.Draft7Validator)
+    sometimes = set() if linked else {"ce_correlationid", "ce_causationid"}
+    assert set(headers) == set(described["properties"]) - sometimes
+    channel = document["channels"]["migration.started"]
+    assert message.topic == channel["address"] == topic_of("migration", "migration.started")
+    payload = document["components"]["schemas"]["migration.started"]
+    jsonschema.validate(json.loads(message.value), payload, jsonschema.Draft7Validator)
 
 
 def test_brokers_and_partitions_stand_in_it_only_when_given() -> None:

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsourcing import EventType, InvalidEventError
+from eventsourcing import EventType, InvalidEventError, UpcastError
 from eventsourcing.events import BaseEvent, RecordedEvent, new_event_id
 from eventsourcing.transport.kafka_message import decode_event, encode_message, topic_of
 from tests.factories import NOON, draft
+from tests.seats import TYPE, own_registry, release
+
+__all__ = ["own_registry"]
 
 text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40)
 moment = st.datetimes(timezones=st.just(UTC))
@@ -140,7 +143,22 @@ def test_no_event_type_may_be_taken_for_dead_letters() -> None:
         topic_of("migration", "dlq.order")
 
 
+def test_a_message_of_an_older_release_is_read_as_the_newest(own_registry: None) -> None:
+    release(1)
+    event = recorded(event_type=TYPE, data={"passenger": "Ada Lovelace"})
+    message = encode_message("migration", event)
+    release(3)
+    read, _ = decode_event(message.value, as_received(message.headers))
+    assert read.data == {"given_name": "Ada", "family_name": "Lovelace", "party": 1}
+    assert read.metadata == {"schema_version": 3}
+    again = encode_message("migration", read)
+    assert decode_event(again.value, as_received(again.headers))[0] == read
+    release(2)
+    with pytest.raises(UpcastError, match="schema_version 3"):
+        decode_event(again.value, as_received(again.headers))
+
+
 def recorded(**changes: Any) -> RecordedEvent:
-    event = draft(event_type="order.paid", timestamp=NOON, **changes)
+    event = draft(**{"event_type": "order.paid", "timestamp": NOON, **changes})
     fields = {name: getattr(event, name) for name in BaseEvent.model_fields}
     return RecordedEvent.from_store({**fields, "event_version": 2, "position": 17, "recorded_at": NOON})
