@@ -14,7 +14,8 @@ from api.dependencies import OpenSystem, json_response
 from api.requests import JsonRoute
 from eventsourcing import EventSourcingError
 from eventsourcing.bootstrap import System
-from eventsourcing.readmodels import CHECKPOINTS, READ_MODELS
+from eventsourcing.readmodels import READ_MODELS
+from eventsourcing.storage.base import CHECKPOINTS
 
 CHECK_TIMEOUT_S = 2.0
 

@@ -21,8 +21,7 @@ from eventsourcing.delivery import call_with_retry, is_outage
 from eventsourcing.errors import HandlerError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
-from eventsourcing.readmodels import CHECKPOINTS
-from eventsourcing.storage.base import Storage
+from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.supervision import lead, supervise
 from eventsourcing.tail import Slice, follow
 from eventsourcing.transport.base import Subscription

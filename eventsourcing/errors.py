@@ -11,10 +11,11 @@ EventSourcingError
 ├── BackfillRefusedError        rows of a backfill are no events, or not of the past (faults, count, rows)
 ├── BreakingChangeError         the code's event schemas break those that others rely on (changes)
 ├── SchemaError                 the database's schema is not the one this version needs
-├── UnavailableError            the database or the broker cannot be reached; retryable
+├── UnavailableError            the database or the broker cannot serve now (outcome_unknown); retryable
 └── HandlerError                a handler gave up on an event (event_id, handler, attempts; cause kept)
 
-The state left behind is the same for all that an append raises: nothing of the call is appended.
+The state left behind is the same for all that an append raises: nothing of the call is appended. The one
+exception says so: UnavailableError with `outcome_unknown`.
 """
 
 from __future__ import annotations
@@ -72,12 +73,15 @@ class NotFoundError(EventSourcingError):
 class CursorAheadError(EventSourcingError):
     """A cursor lies above the highest committed position: the store was restored to an earlier state.
 
-    Nothing was read. Going on would skip the events that will get these positions again.
+    Nothing was read or appended. Going on would skip the events that will get these positions again.
     """
 
     def __init__(self, cursor: int, head: int) -> None:
         self.cursor, self.head = cursor, head
-        super().__init__(f"cursor {cursor} is ahead of the store, whose last position is {head}")
+        super().__init__(
+            f"cursor {cursor} is ahead of the store, whose last position is {head}: the store was restored "
+            "to an earlier state; see docs/restore.md"
+        )
 
 
 class UpcastError(EventSourcingError):
@@ -118,10 +122,17 @@ class SchemaError(EventSourcingError):
 
 
 class UnavailableError(EventSourcingError):
-    """The database or the broker cannot be reached now. What was in flight may or may not be stored:
-    append again with the same event ids, and the store settles it."""
+    """The database or the broker cannot serve now. Nothing of the call is stored, unless `outcome_unknown`.
+
+    `outcome_unknown`: the connection was lost before the answer came, so what was in flight may or may
+    not be stored. Append again with the same event ids, and the store settles it: nothing is doubled.
+    """
 
     retryable = True
+
+    def __init__(self, reason: str, *, outcome_unknown: bool = False) -> None:
+        self.outcome_unknown = outcome_unknown
+        super().__init__(reason)
 
 
 class HandlerError(EventSourcingError):

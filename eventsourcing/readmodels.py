@@ -20,10 +20,7 @@ from eventsourcing.statistics import (
     merge,
     split_key,
 )
-from eventsourcing.storage.base import StateTable, StateTransaction, Storage
-
-CHECKPOINTS = StateTable("checkpoints")
-"""Key: the consumer. Value: {position}, up to which everything is applied."""
+from eventsourcing.storage.base import CHECKPOINTS, StateTable, StateTransaction, Storage
 
 BATCH = 1000
 

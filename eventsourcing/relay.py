@@ -21,8 +21,7 @@ from eventsourcing.dead_letters import DeadLetter, park, parked_aggregates
 from eventsourcing.errors import HandlerError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
-from eventsourcing.readmodels import CHECKPOINTS
-from eventsourcing.storage.base import Storage
+from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.supervision import lead
 from eventsourcing.tail import Slice, follow
 from eventsourcing.transport.base import Receipt, Transport

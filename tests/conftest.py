@@ -1,31 +1,28 @@
-"""Real backends for the tests: memory, PostgreSQL from the environment's own binaries, and Kafka on a JVM.
+"""Real backends for the tests: memory, PostgreSQL, and Kafka on a JVM.
 
 A backend that cannot run here is skipped with its reason; with REQUIRE_BACKENDS=all that is a failure.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from confluent_kafka.admin import AdminClient
-from sqlalchemy import Connection, create_engine, text
-from sqlalchemy.pool import NullPool
 
 from deploy.kafka.broker import Broker, BrokerUnavailableError
 from eventsourcing import EventBusConfig, EventStore
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
-from eventsourcing.storage.schema import upgrade
+from tests.databases import Databases
+from tests.servers import NEWEST, server_of, unavailable
 
 GIVEN_KAFKA = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
 """A broker that the environment names is used instead of one of our own."""
@@ -65,97 +62,52 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture(scope="session")
-def administration(postgres_server: EmbeddedPostgres) -> Iterator[Connection]:
-    """A connection that makes and drops databases. No test here loses power: syncing is off."""
-    with connected(postgres_server, "postgres") as connection:
-        connection.execute(text("ALTER SYSTEM SET fsync = off"))
-        connection.execute(text("SELECT pg_reload_conf()"))
-        yield connection
+def databases(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Databases]]:
+    """The databases of a PostgreSQL version; its server starts when somebody first asks for it."""
+    made: dict[str, Databases] = {}
+    with ExitStack() as stack:
 
+        def of_version(version: str) -> Databases:
+            if version not in made:
+                if version == NEWEST:
+                    made[version] = Databases(request.getfixturevalue("postgres_server"))
+                else:
+                    server = stack.enter_context(server_of(version))
+                    server.start("fsync=off")
+                    made[version] = Databases(server)
+                stack.callback(made[version].close)
+            return made[version]
 
-@pytest.fixture(scope="session")
-def emptied(postgres_server: EmbeddedPostgres, administration: Connection) -> Iterator[Callable[[], str]]:
-    """Empty one shared database each call; its URL. Making a database costs ten times as much."""
-    postgres_server.ensure_database("shared")
-    with connected(postgres_server, "shared") as connection:
-
-        def empty() -> str:
-            connection.execute(text(DISCONNECT_OTHERS))
-            connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
-            return postgres_server.url("shared")
-
-        yield empty
-
-
-@pytest.fixture(scope="session")
-def cleared(postgres_server: EmbeddedPostgres, administration: Connection) -> Iterator[Callable[[], str]]:
-    """Clear one shared event store each call; its URL. For tests that leave the schema as it is."""
-    postgres_server.ensure_database("shared_store")
-    with ThreadPoolExecutor(1) as pool:  # a loop may run in this thread already
-        pool.submit(asyncio.run, upgrade(postgres_server.url("shared_store"))).result()
-    with connected(postgres_server, "shared_store") as connection:
-
-        def clear() -> str:
-            connection.execute(text(DISCONNECT_OTHERS))
-            connection.execute(text(CLEAR))
-            return postgres_server.url("shared_store")
-
-        yield clear
-
-
-DISCONNECT_OTHERS = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
-CLEAR = """
-ALTER TABLE events DISABLE TRIGGER USER;
-TRUNCATE events, event_kinds, event_blocks, states;
-ALTER TABLE events ENABLE ALWAYS TRIGGER events_hold_horizon;
-ALTER TABLE events ENABLE ALWAYS TRIGGER events_refuse_change;
-ALTER TABLE events ENABLE ALWAYS TRIGGER events_refuse_truncate;
-ALTER SEQUENCE event_positions RESTART;
-SELECT nextval('event_positions')
-"""
-
-
-@contextmanager
-def connected(server: EmbeddedPostgres, database: str) -> Iterator[Connection]:
-    """A connection of its superuser to a database, each statement a transaction."""
-    engine = create_engine(
-        server.url(database, driver="psycopg2"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        yield connection
-    engine.dispose()
+        yield of_version
 
 
 @pytest.fixture
 def new_database(
-    postgres_server: EmbeddedPostgres, administration: Connection
+    postgres_server: EmbeddedPostgres, databases: Callable[[str], Databases]
 ) -> Iterator[Callable[[], str]]:
     """Make an empty database each call; its URL. All are dropped at the end of the test."""
     names: list[str] = []
+    newest = databases(NEWEST)
 
     def create() -> str:
-        names.append(f"test_{uuid4().hex}")
-        administration.execute(text(f"CREATE DATABASE {names[-1]}"))
+        names.append(newest.create())
         return postgres_server.url(names[-1])
 
     yield create
     for name in names:
-        administration.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        newest.drop(name)
 
 
 @pytest.fixture
-def database_url(emptied: Callable[[], str]) -> str:
+def database_url(databases: Callable[[str], Databases]) -> str:
     """The URL of one empty PostgreSQL database; the same one throughout a test."""
-    return emptied()
+    return databases(NEWEST).empty()
 
 
 @pytest.fixture
-def store_url(cleared: Callable[[], str]) -> str:
+def store_url(databases: Callable[[str], Databases]) -> str:
     """The URL of an event store without events on PostgreSQL; the same one throughout a test."""
-    return cleared()
+    return databases(NEWEST).clear()
 
 
 @pytest.fixture(params=["memory", "postgres"])
@@ -228,8 +180,3 @@ def own_broker() -> Iterator[Broker]:
     finally:
         broker.stop()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def unavailable(backend: str, reason: str) -> None:
-    """Skip what needs the backend; where every backend must run, that is a failure."""
-    pytest.skip(f"{backend} cannot run here: {reason}")

@@ -77,6 +77,9 @@ class EventStorage(Protocol):
     async def head(self) -> int:
         """The highest committed position; 0 in an empty store."""
 
+    async def oldest_append_s(self) -> float:
+        """The age in seconds of the oldest append still open, which holds the horizon back; 0 without one."""
+
     async def stored_ids(self, event_ids: Sequence[UUID]) -> set[UUID]:
         """Those of these ids that name a stored event."""
 
@@ -98,6 +101,13 @@ class StateTable:
     """A declared table of states: text keys in byte order, JSON values."""
 
     name: str
+
+
+CHECKPOINTS = StateTable("checkpoints")
+"""How far each consumer has come: {position} by its key. No position here lies above the head."""
+
+LOST_POSITIONS = StateTable("lost-positions")
+"""Positions that a store handed out before it was restored to an earlier state, as {first, last, …}."""
 
 
 class StateTransaction(Protocol):

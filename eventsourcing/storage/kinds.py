@@ -5,10 +5,8 @@ It is written before the first event of a kind, and remembered, so that appendin
 
 from __future__ import annotations
 
-import asyncpg
-
 from eventsourcing.query import EventQuery
-from eventsourcing.storage.postgres_errors import translated
+from eventsourcing.storage.postgres_pool import ConnectionPool
 from eventsourcing.storage.statements import statements
 
 _EVENTS = statements("events")
@@ -27,17 +25,15 @@ class EventKinds:
         """Know nothing again: the database may have been restored to an earlier state."""
         self._known.clear()
 
-    async def add(self, pool: asyncpg.Pool, kinds: set[Kind]) -> None:
+    async def add(self, pool: ConnectionPool, kinds: set[Kind]) -> None:
         """Make sure that the kinds are in the catalogue."""
         new = sorted(kinds - self._known)
         if not new:
             return
-        with translated():
-            await pool.execute(_EVENTS["add_kinds"], *map(list, zip(*new, strict=True)))
+        await pool.fetch(_EVENTS["add_kinds"], *map(list, zip(*new, strict=True)))
         self._known.update(new)
 
-    async def narrowed(self, pool: asyncpg.Pool, query: EventQuery) -> EventQuery | None:
+    async def narrowed(self, pool: ConnectionPool, query: EventQuery) -> EventQuery | None:
         """The query with its aggregate types said as event types too; None when no event can match."""
-        with translated():
-            rows = await pool.fetch(_EVENTS["types_of_kinds"], list(query.aggregate_types))
+        rows = await pool.fetch(_EVENTS["types_of_kinds"], list(query.aggregate_types))
         return query.where(event_types=tuple(row["event_type"] for row in rows)) if rows else None

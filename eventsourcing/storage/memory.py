@@ -130,6 +130,10 @@ class InMemoryStorage:
         """See EventStorage.head."""
         return len(self._events)
 
+    async def oldest_append_s(self) -> float:
+        """See EventStorage.oldest_append_s. Appends here are over before anyone else runs."""
+        return 0.0
+
     async def stored_ids(self, event_ids: Sequence[UUID]) -> set[UUID]:
         """See EventStorage.stored_ids."""
         return {event_id for event_id in event_ids if event_id in self._by_id}

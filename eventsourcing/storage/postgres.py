@@ -24,19 +24,24 @@ from eventsourcing.errors import CursorAheadError, UnavailableError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
 from eventsourcing.storage import time_blocks
-from eventsourcing.storage.base import ChunkReceipt, NewEvent, StateTransaction, append_drafts
+from eventsourcing.storage.base import LOST_POSITIONS, ChunkReceipt, NewEvent, StateTransaction, append_drafts
 from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keyset_column, page
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
-from eventsourcing.storage.postgres_errors import translated
-from eventsourcing.storage.postgres_rows import in_utc, recorded_events, use_canonical_json
+from eventsourcing.storage.postgres_errors import DRIVER, translated
+from eventsourcing.storage.postgres_pool import CONNECT_TIMEOUT_S, ConnectionPool, dsn
+from eventsourcing.storage.postgres_rows import in_utc, recorded_events
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.schema import upgrade_if_empty
+from eventsourcing.storage.settling import settled
 from eventsourcing.storage.statements import statements
 
 if TYPE_CHECKING:
     from eventsourcing.columnar import EventChunk
     from eventsourcing.storage.postgres_frames import FrameCopier
+
+POOL_WAIT_S = 10.0
+"""How long a call waits for a connection while all are in use."""
 
 POLL_S = 0.02
 """How often a waiting reader asks whether anything has been drawn."""
@@ -58,11 +63,18 @@ _STATES = statements("states")
 class PostgresStorage:
     """Events in the table `events`, states in the table `states`."""
 
-    def __init__(self, database_url: str, *, pool_size: int = 8, append_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        pool_size: int = 8,
+        append_timeout_s: float = 30.0,
+        pool_wait_s: float = POOL_WAIT_S,
+    ) -> None:
         self._url = make_url(database_url)
-        self._pool_size = pool_size
+        self._pool_size, self._pool_wait_s = pool_size, pool_wait_s
         self._append_timeout_s = append_timeout_s
-        self._pool: asyncpg.Pool | None = None
+        self._pool: ConnectionPool | None = None
         self._appender: Appender | None = None
         self._copier: FrameCopier | None = None
         self._kinds = EventKinds()
@@ -72,54 +84,59 @@ class PostgresStorage:
         """See EventStorage.open."""
         if self._pool is not None:
             return
-        with translated():
+        with translated(sent=False):
             await upgrade_if_empty(self._url)
-            self._pool = await asyncpg.create_pool(
-                self._url.set(drivername="postgresql").render_as_string(hide_password=False),
-                min_size=1,
-                max_size=self._pool_size,
-                init=self._begin_session,
-                command_timeout=60,
-                timeout=10,
-                reset=_keep_session,
-                server_settings=SESSION,
-            )
-
-    async def _begin_session(self, connection: asyncpg.Connection) -> None:
-        self._kinds.forget()
-        await use_canonical_json(connection)
+        pool = ConnectionPool(
+            self._url,
+            size=self._pool_size,
+            settings=SESSION,
+            statement_timeout_s=self._append_timeout_s,
+            wait_s=self._pool_wait_s,
+            before_session=self._kinds.forget,
+        )
+        await pool.open()
+        self._pool = pool
 
     async def close(self) -> None:
         """See EventStorage.close."""
         pool, self._pool, self._appender, self._copier = self._pool, None, None, None
         if pool is not None:
-            try:
-                await asyncio.wait_for(pool.close(), timeout=5)
-            except TimeoutError:
-                pool.terminate()
+            await pool.close()
 
     @property
-    def pool(self) -> asyncpg.Pool:
+    def pool(self) -> ConnectionPool:
         """The open pool. Raises UnavailableError while the storage is closed."""
         if self._pool is None:
             raise UnavailableError("the storage is not open")
         return self._pool
 
     async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
-        """See EventStorage.append."""
-        await self._kinds.add(self.pool, {(new.event.aggregate_type, new.event.event_type) for new in events})
-        self._appender = self._appender or Appender(self.pool, timeout_s=self._append_timeout_s)
-        return await self._appender.append(events)
+        """See EventStorage.append. When the answer is lost, the event ids settle what became of it."""
+        kinds = {(new.event.aggregate_type, new.event.event_type) for new in events}
+        self._appender = appender = self._appender or Appender(self.pool, timeout_s=self._append_timeout_s)
+
+        async def attempt() -> list[RecordedEvent]:
+            await self._kinds.add(self.pool, kinds)
+            return await appender.append(events)
+
+        appended = await settled(attempt, within_s=self._append_timeout_s)
+        self.pool.saw(max(event.position for event in appended))
+        return appended
 
     async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:
-        """See EventStorage.append_chunk."""
+        """See EventStorage.append_chunk. A lost answer is settled as in `append`."""
         from eventsourcing.storage.postgres_frames import FrameCopier  # loads polars
 
-        await self._kinds.add(
-            self.pool, set(chunk.frame.select("aggregate_type", "event_type").unique().rows())
-        )
-        self._copier = self._copier or FrameCopier(self.pool, timeout_s=self._append_timeout_s)
-        return await self._copier.copy(chunk) or await append_drafts(self, chunk)
+        kinds = set(chunk.frame.select("aggregate_type", "event_type").unique().rows())
+        self._copier = copier = self._copier or FrameCopier(self.pool, timeout_s=self._append_timeout_s)
+
+        async def attempt() -> ChunkReceipt:
+            await self._kinds.add(self.pool, kinds)
+            return await copier.copy(chunk) or await append_drafts(self, chunk)
+
+        receipt = await settled(attempt, within_s=self._append_timeout_s)
+        self.pool.saw(receipt.last_position or 0)
+        return receipt
 
     async def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
         """See EventStorage.read. Each batch is one page by keyset; while one is used, the server looks for
@@ -168,33 +185,37 @@ class PostgresStorage:
 
     async def _page(self, query: EventQuery, cursor: int | None, size: int) -> list[asyncpg.Record]:
         sql, values = page(query, cursor=cursor, size=size)
-        with translated():
-            return cast("list[asyncpg.Record]", await self.pool.fetch(sql, *values))
+        return await self.pool.fetch(sql, *values)
 
     async def horizon(self) -> int:
         """See EventStorage.horizon."""
-        return await self._number("horizon")
+        horizon = await self._number("horizon")
+        self.pool.saw(horizon)
+        return horizon
 
     async def head(self) -> int:
         """See EventStorage.head."""
-        return await self._number("head")
+        head = await self._number("head", LOST_POSITIONS.name)
+        self.pool.saw(head)
+        return head
+
+    async def oldest_append_s(self) -> float:
+        """See EventStorage.oldest_append_s."""
+        return cast(float, await self.pool.fetchval(_EVENTS["oldest_append"]))
 
     async def stored_ids(self, event_ids: Sequence[UUID]) -> set[UUID]:
         """See EventStorage.stored_ids."""
-        with translated():
-            rows = await self.pool.fetch(_EVENTS["stored_ids"], list(event_ids))
+        rows = await self.pool.fetch(_EVENTS["stored_ids"], list(event_ids))
         return {row["event_id"] for row in rows}
 
     async def latest_timestamps(self, aggregate_ids: Sequence[str]) -> dict[str, datetime]:
         """See EventStorage.latest_timestamps."""
-        with translated():
-            rows = await self.pool.fetch(_EVENTS["latest_timestamps"], list(aggregate_ids))
+        rows = await self.pool.fetch(_EVENTS["latest_timestamps"], list(aggregate_ids))
         return {row["aggregate_id"]: in_utc(row["latest"]) for row in rows}
 
     async def last_versions(self, before: Mapping[str, int]) -> dict[str, dict[str, int]]:
         """See EventStorage.last_versions."""
-        with translated():
-            rows = await self.pool.fetch(_EVENTS["last_versions"], list(before), list(before.values()))
+        rows = await self.pool.fetch(_EVENTS["last_versions"], list(before), list(before.values()))
         found: dict[str, dict[str, int]] = {}
         for row in rows:
             found.setdefault(row["aggregate_id"], {})[row["event_type"]] = row["version"]
@@ -214,46 +235,36 @@ class PostgresStorage:
             await asyncio.sleep(POLL_S)
         return False
 
-    async def _number(self, name: str) -> int:
-        with translated():
-            return cast(int, await self.pool.fetchval(_EVENTS[name]))
+    async def _number(self, name: str, *values: str) -> int:
+        return cast(int, await self.pool.fetchval(_EVENTS[name], *values))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[StateTransaction]:
         """See StateStorage.transaction."""
-        with translated():
-            connection = await self.pool.acquire(timeout=10)
-        try:
+        async with self.pool.acquire() as connection:
             with translated():
                 transaction = connection.transaction()
                 await transaction.start()
             try:
                 yield PostgresTransaction(connection)
             except BaseException:
-                await transaction.rollback()
+                with suppress(*DRIVER):  # where the connection is gone, the server has undone it
+                    await transaction.rollback()
                 raise
             with translated():
                 await transaction.commit()
-        finally:
-            await self.pool.release(connection)
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[bool]:
         """See StateStorage.lease. The session's advisory lock dies with its connection; letting go waits
         for the server, so that the next holder finds it free."""
-        with translated():
-            connection = await asyncpg.connect(
-                self._url.set(drivername="postgresql").render_as_string(hide_password=False), timeout=10
-            )
+        with translated(sent=False):
+            connection = await asyncpg.connect(dsn(self._url), timeout=CONNECT_TIMEOUT_S)
         try:
             with translated():
                 ours = bool(await connection.fetchval(_STATES["try_lease"], name))
             yield ours
         finally:
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            with suppress(*DRIVER):
                 await connection.execute(_STATES["release_lease"], name, timeout=5)
             connection.terminate()
-
-
-async def _keep_session(connection: asyncpg.Connection) -> None:
-    """Spare the round trip that resets a session: nothing here leaves anything set in one."""

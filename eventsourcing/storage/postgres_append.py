@@ -22,7 +22,8 @@ from eventsourcing.errors import ConcurrencyError, UnavailableError
 from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.storage import copyformat
 from eventsourcing.storage.base import NewEvent, settle_duplicate
-from eventsourcing.storage.postgres_errors import RACE, race_lost, translated
+from eventsourcing.storage.postgres_errors import RACE, race_lost
+from eventsourcing.storage.postgres_pool import ConnectionPool
 from eventsourcing.storage.postgres_rows import recorded_event
 from eventsourcing.storage.statements import statements
 
@@ -42,7 +43,7 @@ _FIELDS = tuple(BaseEvent.model_fields)
 class Appender:
     """Appends through one pool."""
 
-    def __init__(self, pool: asyncpg.Pool, *, timeout_s: float) -> None:
+    def __init__(self, pool: ConnectionPool, *, timeout_s: float) -> None:
         self._pool = pool
         self._timeout_s = timeout_s
         self._expects_new_streams = True
@@ -68,10 +69,9 @@ class Appender:
     async def _insert(self, pending: Sequence[NewEvent]) -> list[RecordedEvent] | None:
         """Insert everything; None when an id, a version or a race refused it, and then nothing is stored."""
         try:
-            with translated(races_pass=True):
-                if len(pending) >= COPY_FROM:
-                    return await self._copy(pending)
-                rows = await self._insert_in_one_statement(pending)
+            if len(pending) >= COPY_FROM:
+                return await self._copy(pending)
+            rows = await self._insert_in_one_statement(pending)
         except RACE as error:
             if race_lost(error):
                 return None
@@ -86,9 +86,7 @@ class Appender:
         one = len(rows) == 1
         values = rows[0] if one else map(list, zip(*rows, strict=True))
         statement = _EVENTS["append_one" if one else "append_many"]
-        return cast(
-            "list[asyncpg.Record]", await self._pool.fetch(statement, *values, timeout=self._timeout_s)
-        )
+        return await self._pool.fetch(statement, *values, races_pass=True)
 
     async def _copy(self, pending: Sequence[NewEvent]) -> list[RecordedEvent] | None:
         """Copy everything in. Streams are taken for new for as long as they were: looking their versions
@@ -97,11 +95,7 @@ class Appender:
         named = [new.event.aggregate_id for new in pending if new.version > 1]
         looked_up = list(dict.fromkeys(named) if self._expects_new_streams else streams)
         try:
-            async with (
-                self._pool.acquire(timeout=self._timeout_s) as connection,
-                asyncio.timeout(self._timeout_s),
-                connection.transaction(),
-            ):
+            async with self._pool.transaction(limit_s=self._timeout_s) as connection:
                 opened = await connection.fetchrow(_EVENTS["open_append"], looked_up, len(pending))
                 heads = dict.fromkeys(streams, 0) | dict(zip(looked_up, opened["versions"], strict=True))
                 versions = _next_versions(pending, heads)
@@ -123,16 +117,14 @@ class Appender:
 
     async def _stored(self, pending: Sequence[NewEvent]) -> dict[UUID, RecordedEvent]:
         by_id = {new.event.event_id: new for new in pending}
-        with translated():
-            rows = await self._pool.fetch(_EVENTS["stored"], list(by_id))
+        rows = await self._pool.fetch(_EVENTS["stored"], list(by_id))
         events = (recorded_event(row, as_stored=True) for row in rows)
         return {event.event_id: settle_duplicate(by_id[event.event_id], event) for event in events}
 
     async def _refuse_conflict(self, pending: Sequence[NewEvent]) -> None:
         """Raise for the first event whose named version is not the next one; return after a plain race."""
         ids = list({new.event.aggregate_id for new in pending})
-        with translated():
-            rows = await self._pool.fetch(_EVENTS["versions"], ids)
+        rows = await self._pool.fetch(_EVENTS["versions"], ids)
         heads = {row["aggregate_id"]: row["version"] or 0 for row in rows}
         following = dict(heads)
         for new in pending:

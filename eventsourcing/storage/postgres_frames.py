@@ -11,12 +11,12 @@ import asyncio
 from datetime import datetime
 from io import BytesIO
 
-import asyncpg
 import polars as pl
 
 from eventsourcing.columnar import EventChunk
 from eventsourcing.storage.base import ChunkReceipt
-from eventsourcing.storage.postgres_errors import RACE, race_lost, translated
+from eventsourcing.storage.postgres_errors import RACE, race_lost
+from eventsourcing.storage.postgres_pool import ConnectionPool
 from eventsourcing.storage.statements import statements
 
 _EVENTS = statements("events")
@@ -32,7 +32,7 @@ _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 class FrameCopier:
     """Copies chunks through one pool."""
 
-    def __init__(self, pool: asyncpg.Pool, *, timeout_s: float) -> None:
+    def __init__(self, pool: ConnectionPool, *, timeout_s: float) -> None:
         self._pool = pool
         self._timeout_s = timeout_s
         self._expects_new_streams = True
@@ -42,8 +42,7 @@ class FrameCopier:
         text = await asyncio.to_thread(as_text, chunk.frame)
         for look_up in (False, True) if self._expects_new_streams else (True,):
             try:
-                with translated(races_pass=True):
-                    receipt, new_streams = await self._copy(text, look_up=look_up)
+                receipt, new_streams = await self._copy(text, look_up=look_up)
             except RACE as error:
                 if not race_lost(error):
                     raise
@@ -59,18 +58,14 @@ class FrameCopier:
         streams = text["aggregate_id"].unique(maintain_order=True)
         named = text.filter(pl.col("event_version") > 1)["aggregate_id"].unique()
         looked_up = (streams if look_up else named).to_list()
-        async with (
-            self._pool.acquire(timeout=self._timeout_s) as connection,
-            asyncio.timeout(self._timeout_s),
-            connection.transaction(),
-        ):
+        async with self._pool.transaction(limit_s=self._timeout_s) as connection:
             opened = await connection.fetchrow(_EVENTS["open_append"], looked_up, text.height)
             heads = pl.DataFrame({"aggregate_id": looked_up, "head": opened["versions"]}, _HEADS)
             rows = placed(text, heads, opened["positions"], opened["recorded_at"])
             if rows is None:
                 return None, False
             await connection.copy_to_table(
-                "events", source=written(rows), columns=rows.columns, format="text", timeout=self._timeout_s
+                "events", source=written(rows), columns=rows.columns, format="text"
             )
         positions = opened["positions"]
         return ChunkReceipt(text.height, 0, positions[0], positions[-1]), not any(opened["versions"])

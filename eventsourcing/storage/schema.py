@@ -42,6 +42,14 @@ async def schema_version(database_url: str | URL) -> str | None:
     return await _run(make_url(database_url), _current)
 
 
+async def grant_rights(database_url: str | URL) -> list[str]:
+    """Give the roles of the event store their rights, in a database of the newest schema.
+
+    Creates roles that do not exist yet; returns those that this user may not create.
+    """
+    return await _run(make_url(database_url), _grant_rights)
+
+
 def newest_version() -> str:
     """The version this code needs."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
@@ -78,6 +86,12 @@ def _upgrade(connection: Connection) -> str:
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
     return newest_version()
+
+
+def _grant_rights(connection: Connection) -> list[str]:
+    connection.execute(text(_UPGRADE_LOCK))
+    missing = connection.execute(text("SELECT grant_event_store_rights()")).scalar_one()
+    return list(missing)
 
 
 def _upgrade_if_empty(connection: Connection) -> None:

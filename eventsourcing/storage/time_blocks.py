@@ -12,6 +12,7 @@ from contextlib import suppress
 import asyncpg
 
 from eventsourcing.query import EventQuery
+from eventsourcing.storage.postgres_pool import ConnectionPool
 from eventsourcing.storage.statements import statements
 
 BLOCK = 2**13
@@ -25,7 +26,7 @@ Range = tuple[int, int]
 """Positions above the first and up to the second."""
 
 
-async def narrowed(pool: asyncpg.Pool, query: EventQuery, horizon: int) -> list[EventQuery]:
+async def narrowed(pool: ConnectionPool, query: EventQuery, horizon: int) -> list[EventQuery]:
     """The query cut into the ranges of positions that its window of time may touch, in its order."""
     summarised = await _summarise(pool, horizon)
     blocks = await pool.fetch(_EVENTS["blocks_between"], query.from_timestamp, query.to_timestamp)
@@ -39,7 +40,7 @@ async def narrowed(pool: asyncpg.Pool, query: EventQuery, horizon: int) -> list[
     return cut[::-1] if query.backwards else cut
 
 
-async def _summarise(pool: asyncpg.Pool, horizon: int) -> int:
+async def _summarise(pool: ConnectionPool, horizon: int) -> int:
     """Write the blocks that are missing; the number of the first one that is not written."""
     following: int = await pool.fetchval(_EVENTS["next_block"])
     complete = (horizon + 1) // BLOCK
@@ -47,7 +48,8 @@ async def _summarise(pool: asyncpg.Pool, horizon: int) -> int:
     with suppress(asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError):
         while following < complete:
             upto = min(following + BLOCKS_AT_ONCE, complete)
-            await pool.execute(_EVENTS["add_blocks"], following * BLOCK, upto * BLOCK)
+            async with pool.acquire() as connection:
+                await connection.execute(_EVENTS["add_blocks"], following * BLOCK, upto * BLOCK)
             following = upto
     return following
 

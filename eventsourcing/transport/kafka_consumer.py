@@ -21,8 +21,7 @@ from eventsourcing.config import EventBusConfig
 from eventsourcing.errors import HandlerError, InvalidEventError, UnavailableError
 from eventsourcing.events import BaseEvent, RecordedEvent, registered_events
 from eventsourcing.gate import Arrival, newest_predecessor
-from eventsourcing.readmodels import CHECKPOINTS
-from eventsourcing.storage.base import Storage
+from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.transport.base import Subscription
 from eventsourcing.transport.kafka_client import OwnedConsumer
 from eventsourcing.transport.kafka_dead_letters import DeadLetterTopic

@@ -24,8 +24,8 @@ from eventsourcing.events import BaseEvent
 from eventsourcing.fold_handler import FoldHandler
 from eventsourcing.folds import USER_MIGRATIONS
 from eventsourcing.handlers import EventHandler
-from eventsourcing.readmodels import CHECKPOINTS
 from eventsourcing.relay import Relay
+from eventsourcing.storage.base import CHECKPOINTS
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.transport.kafka import KafkaTransport

@@ -27,8 +27,8 @@ async def measure(report: Report, *, large: int = LARGE) -> None:
         for size in (SMALL, large):
             async with bench_store(server, f"scale_{size}") as (store, storage):
                 await _fill(store, size)
-                await storage.pool.execute("VACUUM ANALYZE events")
-                await storage.pool.execute("CHECKPOINT")
+                await storage.pool.driver.execute("VACUUM ANALYZE events")
+                await storage.pool.driver.execute("CHECKPOINT")
                 await store.get_event_stats()
                 for what, calls in _calls(store, Bench(store, storage), size).items():
                     rates = [await calls() for _ in range(ROUNDS)]

@@ -81,7 +81,7 @@ class Bench:
     """One store, and the pool beneath it for the baselines."""
 
     def __init__(self, store: EventStore, storage: PostgresStorage) -> None:
-        self.store, self.pool = store, storage.pool
+        self.store, self.pool = store, storage.pool.driver
         self.latencies: list[float] = []
 
     async def singles(self, callers: int) -> float:
@@ -232,7 +232,7 @@ async def measure(report: Report) -> None:
                 report.add(Row(f"append_events, 1,000 a batch / its {name}", batches, theirs[name], 2))
         async with bench_store(server, "reading") as (store, storage):
             await store.append_frame(frame(READ, "read"), name="read")
-            await storage.pool.execute("VACUUM ANALYZE events")
+            await storage.pool.driver.execute("VACUUM ANALYZE events")
             raw = await asyncpg.connect(plain_url(server.url("reading")))
             reading = Bench(store, storage)
             report.add(

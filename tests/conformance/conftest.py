@@ -1,4 +1,7 @@
-"""What only the PostgreSQL tests need: a store with its URL known, and plain connections beside it."""
+"""Every guarantee is held on memory and on the newest and the oldest PostgreSQL.
+
+What only the PostgreSQL tests need stands here too: a store with its URL known, plain connections beside it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,37 @@ from sqlalchemy.engine import make_url
 
 from eventsourcing import EventStore
 from eventsourcing.storage.postgres import PostgresStorage
+from tests.databases import Databases
+from tests.servers import VERSIONS
 
 Connect = Callable[[], Awaitable[asyncpg.Connection]]
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    """Every PostgreSQL version in turn."""
+    named: str = request.param
+    return named
+
+
+@pytest.fixture
+def database_url(version: str, databases: Callable[[str], Databases]) -> str:
+    """The URL of one empty database on every PostgreSQL version in turn; the same one throughout a test."""
+    return databases(version).empty()
+
+
+@pytest.fixture(params=["memory", *(f"postgres-{version}" for version in VERSIONS)])
+async def store(
+    request: pytest.FixtureRequest, databases: Callable[[str], Databases]
+) -> AsyncIterator[EventStore]:
+    """An empty store on every storage in turn."""
+    backend, _, version = request.param.partition("-")
+    if backend == "memory":
+        made = EventStore(use_memory=True)
+    else:
+        made = EventStore(storage=PostgresStorage(databases(version).clear()))
+    async with made:
+        yield made
 
 
 @pytest.fixture

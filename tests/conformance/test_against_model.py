@@ -11,9 +11,18 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from eventsourcing import (
+    ANY,
+    NO_STREAM,
     BaseEvent,
     CursorAheadError,
     EventQuery,
@@ -23,6 +32,7 @@ from eventsourcing import (
 )
 from eventsourcing.storage.postgres import PostgresStorage
 from tests.conformance.model import DictStore
+from tests.databases import Databases
 from tests.factories import NOON
 
 AGGREGATES, TYPES, KINDS = ("a", "b", "c"), ("order.placed", "order.paid"), ("order", "invoice")
@@ -55,6 +65,9 @@ queries = st.builds(
     backwards=st.booleans(),
 )
 
+OFF = st.sampled_from((None, 0, 0, 0, 1, 5))
+"""How far a version that a caller names is off; None: it names ANY."""
+
 Answer = TypeVar("Answer")
 MakeStore = Callable[[], EventStore]
 
@@ -83,17 +96,43 @@ class StoreMachine(RuleBasedStateMachine):
     def append(self, batch: list[BaseEvent]) -> None:
         self._append(batch, {})
 
-    @rule(batch=st.lists(new_events, min_size=1, max_size=3), off=st.sampled_from((0, 0, 0, 1, 5)))
-    def append_expecting(self, batch: list[BaseEvent], off: int) -> None:
-        """The caller names the version of one aggregate, rightly or wrongly; none of its events is stored."""
-        name = batch[0].aggregate_id
-        fresh = {
-            event.event_id: event.model_copy(update={"event_version": 0})
-            for event in batch
-            if event.event_id not in self.model.events
+    @rule(batch=st.lists(new_events, min_size=1, max_size=4), data=st.data())
+    def append_expecting(self, batch: list[BaseEvent], data: st.DataObject) -> None:
+        """The caller names versions for some aggregates, rightly or wrongly; none of its events is stored."""
+        fresh = self._fresh(batch)
+        named = {
+            name: ANY if (off := data.draw(OFF)) is None else self.model.version(name) + off
+            for name in sorted({event.aggregate_id for event in fresh})
+            if data.draw(st.booleans())
         }
-        if any(event.aggregate_id == name for event in fresh.values()):
-            self._append(list(fresh.values()), {name: self.model.version(name) + off})
+        self._append(fresh, named)
+
+    @rule(batch=st.lists(new_events, min_size=1, max_size=4), data=st.data())
+    def append_expecting_a_number(self, batch: list[BaseEvent], data: st.DataObject) -> None:
+        """A number, ANY or NO_STREAM for the one aggregate of the call."""
+        fresh = [event for event in self._fresh(batch) if event.aggregate_id == batch[0].aggregate_id]
+        if fresh:
+            right = self.model.version(batch[0].aggregate_id)
+            self._append(
+                fresh, data.draw(st.sampled_from((ANY, NO_STREAM, right, right + 1, max(right - 1, 0))))
+            )
+
+    def _fresh(self, batch: list[BaseEvent]) -> list[BaseEvent]:
+        """Those of the events that are not stored, each id once and without a version of its own."""
+        return list(
+            {
+                event.event_id: event.model_copy(update={"event_version": 0})
+                for event in batch
+                if event.event_id not in self.model.events
+            }.values()
+        )
+
+    @precondition(lambda self: hasattr(self, "last_call"))
+    @rule()
+    def call_again(self) -> None:
+        """A caller that never got its answer makes the same call again."""
+        batch, expected, stored = self.last_call
+        assert self.run(self.store.append_events(batch, expected_version=expected)) == stored
 
     @rule(data=st.data())
     def append_again(self, data: st.DataObject) -> None:
@@ -102,14 +141,21 @@ class StoreMachine(RuleBasedStateMachine):
             chosen = data.draw(st.lists(st.sampled_from(list(self.model.events.values())), max_size=4))
             self._append(chosen, {})
 
-    def _append(self, batch: list[BaseEvent] | list[RecordedEvent], expected: dict[str, int]) -> None:
-        wanted = self.model.append(batch, expected)
+    def _append(self, batch: list[BaseEvent] | list[RecordedEvent], expected: int | dict[str, int]) -> None:
+        by_name = (
+            {name: version for name, version in expected.items() if version != ANY}
+            if isinstance(expected, dict)
+            else {event.aggregate_id: expected for event in batch if expected != ANY}
+        )
+        wanted = self.model.append(batch, by_name)
         append = self.store.append_events(batch, expected_version=expected)
         if not isinstance(wanted, list):
             with pytest.raises(wanted):
                 self.run(append)
             return
         stored = self.run(append)
+        if stored:
+            self.last_call = (batch, expected, stored)
         self.positions = sorted({*self.positions, *(event.position for event in stored)})
         assert list(map(self._placed, stored)) == list(map(_content, wanted))
 
@@ -185,8 +231,8 @@ def in_memory() -> EventStore:
 
 
 @pytest.fixture
-def on_postgres(cleared: Callable[[], str]) -> MakeStore:
-    return lambda: EventStore(storage=PostgresStorage(cleared()))
+def on_postgres(version: str, databases: Callable[[str], Databases]) -> MakeStore:
+    return lambda: EventStore(storage=PostgresStorage(databases(version).clear()))
 
 
 def test_the_memory_storage_answers_like_a_dictionary() -> None:

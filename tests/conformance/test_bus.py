@@ -18,8 +18,7 @@ from eventsourcing import (
 from eventsourcing.dead_letters import dead_letters
 from eventsourcing.events import BaseEvent
 from eventsourcing.handlers import NotificationEventHandler
-from eventsourcing.readmodels import CHECKPOINTS
-from eventsourcing.storage.base import Storage
+from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler, InMemoryNotifications, a_migration
 from eventsourcing.transport.kafka_delivery import GROUP_CHECKPOINTS

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 
 from eventsourcing import EventQuery, EventStore
+from eventsourcing.storage.base import LOST_POSITIONS
 from eventsourcing.storage.fragments import page
 from eventsourcing.storage.postgres import SESSION
 from eventsourcing.storage.statements import statements
@@ -148,7 +149,7 @@ STATEMENTS: dict[str, list[Any]] = {
     "append_one": [uuid4(), "a.b", "stream-9", "a", 0, BEGAN, None, None, "{}", "{}"],
     "stored": [[str(uuid4())]],
     "versions": [["stream-9"]],
-    "head": [],
+    "head": [LOST_POSITIONS.name],
     "horizon": [],
 }
 

@@ -30,6 +30,11 @@ async def test_upgrading_makes_the_newest_schema_and_repeating_it_changes_nothin
     assert await schema.schema_version(database_url) == newest
 
 
+async def test_the_server_is_of_the_version_that_the_tests_name(version: str, connect: Connect) -> None:
+    connection = await connect()
+    assert str(connection.get_server_version().major) == version
+
+
 async def test_the_first_event_stands_at_position_one(database_url: str) -> None:
     async with EventStore(EventStoreConfig(database_url=database_url)) as store:
         assert (await store.append_event(draft())).position == 1

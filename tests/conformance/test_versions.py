@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import asyncpg
 import pytest
 
 from eventsourcing import (
@@ -104,13 +105,48 @@ async def test_an_explicit_version_must_agree_with_the_expected_one(store: Event
 
 
 async def test_of_many_writers_of_one_version_exactly_one_wins(store: EventStore) -> None:
-    for round_ in range(5):
+    assert await race(store, writers=16, rounds=5) == [1] * 5
+    assert await versions(store, "order-1") == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+async def test_of_thirty_two_writers_exactly_one_wins_each_of_five_hundred_rounds(store: EventStore) -> None:
+    winners = await race(store, writers=32, rounds=500)
+    print(f"{len(winners)} rounds of 32 writers: {Counter(winners)} winners a round")  # noqa: T201 - shown by `-s`
+    assert winners == [1] * 500
+    assert await versions(store, "order-1") == list(range(1, 501))
+
+
+async def test_planted_without_the_constraint_a_round_has_several_winners(
+    postgres: EventStore, administrator: asyncpg.Connection
+) -> None:
+    await administrator.execute(DAWDLE)  # between the version resolved and the row inserted
+    assert await race(postgres, writers=8, rounds=5) == [1] * 5
+    await administrator.execute("ALTER TABLE events DROP CONSTRAINT events_stream_version_key")
+    assert max(await race(postgres, writers=8, rounds=6, start=5)) > 1
+    assert await versions(postgres, "order-1") != list(range(1, 7))
+
+
+DAWDLE = """
+CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN PERFORM pg_sleep(0.005); RETURN NEW; END $$;
+CREATE TRIGGER dawdle BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION dawdle()
+"""
+
+
+async def race(store: EventStore, *, writers: int, rounds: int, start: int = 0) -> list[int]:
+    """How many writers won each round; whoever lost was told of the conflict."""
+    winners = []
+    for round_ in range(start, rounds):
         answers = await asyncio.gather(
-            *(store.append_event(draft(), expected_version=round_) for _ in range(16)),
+            *(store.append_event(draft(), expected_version=round_) for _ in range(writers)),
             return_exceptions=True,
         )
-        assert Counter(map(type, answers)) == {RecordedEvent: 1, ConcurrencyError: 15}
-    assert await versions(store, "order-1") == [1, 2, 3, 4, 5]
+        counted = Counter(map(type, answers))
+        assert set(counted) <= {RecordedEvent, ConcurrencyError}, answers
+        winners.append(counted[RecordedEvent])
+    return winners
 
 
 async def test_of_many_batches_that_name_a_version_exactly_one_wins_whole(store: EventStore) -> None:

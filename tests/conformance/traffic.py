@@ -19,6 +19,13 @@ TYPES = ("order.placed", "order.paid", "order.sent")
 SHARED = 4
 _COLUMNS = "SELECT position, event_id, aggregate_id, event_version, event_type FROM events"
 
+_INSERT_AT = """
+INSERT INTO events (position, event_id, aggregate_id, event_type, aggregate_type, event_version, "timestamp",
+                    metadata, data)
+SELECT $1, $2, $3, $4, 'order', coalesce(max(event_version), 0) + 1, now(), '{}', '{}'
+FROM events WHERE aggregate_id = $3
+"""
+
 Connect = Callable[[], Awaitable[asyncpg.Connection]]
 
 
@@ -49,6 +56,27 @@ async def write_raw(
             acknowledged |= ids
         except asyncpg.UniqueViolationError:  # somebody else took the shared aggregate's version
             await transaction.rollback()
+    return acknowledged
+
+
+async def write_early(
+    connection: asyncpg.Connection, *, transactions: int, delay_s: float, seed: int
+) -> set[UUID]:
+    """The planted fault: it holds the horizon and draws its position, and only then resolves its version."""
+    chance = random.Random(seed)
+    acknowledged: set[UUID] = set()
+    for _ in range(transactions):
+        event_id = new_event_id()
+        try:
+            async with connection.transaction():
+                await connection.execute("SELECT hold_horizon()")
+                position = await connection.fetchval("SELECT nextval('event_positions')")
+                await asyncio.sleep(chance.random() * delay_s)
+                shared = f"shared-{chance.randrange(SHARED)}"
+                await connection.execute(_INSERT_AT, position, event_id, shared, chance.choice(TYPES))
+        except asyncpg.UniqueViolationError:
+            continue
+        acknowledged.add(event_id)
     return acknowledged
 
 
@@ -93,12 +121,21 @@ async def write_through_store(store: EventStore, *, appends: int, delay_s: float
     return acknowledged
 
 
-def follow_reader(store: EventStore, name: str, *, event_types: tuple[str, ...] = ()) -> Reader:
-    """A reader that follows the store, perhaps some types only."""
-    reading = Reading(name, lambda entry: not event_types or entry.event_type in event_types)
+def follow_reader(
+    store: EventStore, name: str, *, event_types: tuple[str, ...] = (), aggregate_id: str | None = None
+) -> Reader:
+    """A reader that follows the store, perhaps some types or one aggregate only."""
+    query = EventQuery(event_types=event_types, aggregate_id=aggregate_id)
+    reading = Reading(
+        name,
+        lambda entry: (
+            entry.event_type in (event_types or (entry.event_type,))
+            and entry.aggregate_id == (aggregate_id or entry.aggregate_id)
+        ),
+    )
 
     async def read() -> None:
-        async for piece in store.follow(EventQuery(event_types=event_types), batch_size=50):
+        async for piece in store.follow(query, batch_size=50):
             reading.take(map(entry_of, piece.events), piece.position)
 
     return reading, read
@@ -129,6 +166,30 @@ def naive_reader(connection: asyncpg.Connection, name: str) -> Reader:
             entries = [Entry(**row) for row in rows]
             reading.take(entries, entries[-1].position if entries else reading.reached)
             await asyncio.sleep(0.002)
+
+    return reading, read
+
+
+def one_statement_reader(connection: asyncpg.Connection, name: str, *, pause_s: float) -> Reader:
+    """The planted fault: the horizon and the events below it in one statement, and so in one snapshot.
+
+    `pause_s` stands between the snapshot and the look at the locks. Without it the fault is rare.
+    """
+    reading = Reading(name)
+    horizon = statements("events")["horizon"]
+    read_at_once = f"""
+    WITH pause AS MATERIALIZED (SELECT pg_sleep({pause_s})),
+         reached AS MATERIALIZED (SELECT ({horizon}) AS horizon FROM pause)
+    SELECT events.position, event_id, aggregate_id, event_version, event_type, reached.horizon
+    FROM reached LEFT JOIN events ON events.position > $1 AND events.position <= reached.horizon
+    ORDER BY events.position
+    """
+
+    async def read() -> None:
+        while True:
+            rows = [dict(row) for row in await connection.fetch(read_at_once, reading.reached)]
+            reached = max(reading.reached, *(row.pop("horizon") for row in rows))
+            reading.take([Entry(**row) for row in rows if row["position"] is not None], reached)
 
     return reading, read
 

@@ -23,8 +23,8 @@ from eventsourcing.schemas import as_text
 from eventsourcing.testing import a_migration
 from eventsourcing.transport import kafka_dead_letters
 from eventsourcing.transport.kafka_message import encode_message, topic_of
-from tests.conftest import unavailable
 from tests.factories import recorded, unused_id
+from tests.servers import unavailable
 
 SPECIFICATION = "@asyncapi/specs@6.11.1"
 """The npm package in which AsyncAPI publishes its schemas."""

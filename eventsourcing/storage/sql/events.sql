@@ -82,7 +82,30 @@ SELECT least(
 )
 
 -- name: head
-SELECT coalesce(max(position), 0) FROM events
+-- The highest committed position; after a restore, the last of the positions recorded as lost.
+SELECT greatest(coalesce(max(position), 0),
+                (SELECT max((value->>'last')::bigint) FROM states WHERE table_name = $1))
+FROM events
+
+-- name: state_of_server
+-- What a new connection has come to. Checkpoints commit after the events they count: one above the head
+-- says that the store was restored without them.
+SELECT pg_is_in_recovery() AS standby, current_setting('synchronous_commit') AS synchronous_commit,
+       greatest((SELECT coalesce(max(position), 0) FROM events),
+                (SELECT max((value->>'last')::bigint) FROM states WHERE table_name = $1)) AS head,
+       (SELECT coalesce(max((value->>'position')::bigint), 0) FROM states WHERE table_name = $2) AS checkpoint
+
+-- name: wait_for_the_log
+-- Where the database acknowledges commits before they are on disk, ours would not survive a crash.
+SET synchronous_commit = local
+
+-- name: oldest_append
+-- How long the oldest append in flight has been open. Another user's transactions show their age only to
+-- members of pg_read_all_stats.
+SELECT coalesce(extract(epoch FROM clock_timestamp() - min(activity.xact_start)), 0)::float8
+FROM pg_locks JOIN pg_stat_activity AS activity USING (pid)
+WHERE locktype = 'advisory' AND mode = 'ShareLock' AND objsubid = 1 AND classid::bigint >> 16 = 17747
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 
 -- name: allocated
 -- Has anything been drawn since? Cheap enough to ask every 20 ms.

@@ -13,8 +13,8 @@ from confluent_kafka.cimpl import NewTopic
 
 from eventsourcing import ConfigurationError, EventBus, EventBusConfig, EventStore
 from eventsourcing.dead_letters import dead_letters
-from eventsourcing.readmodels import CHECKPOINTS
 from eventsourcing.relay import RELAY
+from eventsourcing.storage.base import CHECKPOINTS
 from eventsourcing.testing import InMemoryHandler
 from eventsourcing.transport import kafka_consumer
 from eventsourcing.transport.kafka_audit import audit
