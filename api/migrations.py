@@ -82,25 +82,49 @@ async def get_migration(
     return json_response(encode(shown(row)))
 
 
-@migrations.post("/migrations/{migration_id}/resume", status_code=202, response_model=None, responses=JOB)
+@migrations.post(
+    "/migrations/{migration_id}/resume",
+    name="resume_migration",
+    status_code=202,
+    response_model=None,
+    responses=JOB,
+)
 async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
     """Go on with a migration that was interrupted, cancelled or failed."""
     return _started(migration_id, await resume_migration(store, jobs, migration_id), "resumed")
 
 
-@migrations.post("/migrations/{migration_id}/cancel", status_code=202, response_model=None, responses=JOB)
+@migrations.post(
+    "/migrations/{migration_id}/cancel",
+    name="cancel_migration",
+    status_code=202,
+    response_model=None,
+    responses=JOB,
+)
 async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
     """Stop a migration; what is done stays done, and it can be resumed."""
     return _started(migration_id, await cancel_migration(store, jobs, migration_id), "cancelled")
 
 
-@migrations.post("/migrations/{migration_id}/verify", status_code=202, response_model=None, responses=JOB)
+@migrations.post(
+    "/migrations/{migration_id}/verify",
+    name="verify_migration",
+    status_code=202,
+    response_model=None,
+    responses=JOB,
+)
 async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
     """Compare the target with what was migrated, now."""
     return _started(migration_id, await verify_migration(store, jobs, migration_id), "being verified")
 
 
-@migrations.post("/migrations/{migration_id}/rollback", status_code=202, response_model=None, responses=JOB)
+@migrations.post(
+    "/migrations/{migration_id}/rollback",
+    name="rollback_migration",
+    status_code=202,
+    response_model=None,
+    responses=JOB,
+)
 async def rollback(
     store: OpenStore, jobs: Jobs, migration_id: PathId, body: Annotated[RollbackBody | None, Body()] = None
 ) -> Response:

@@ -22,18 +22,22 @@ from eventsourcing.catalogue import (
     UUIDTransformedEvent,
 )
 from eventsourcing.config import EventBusConfig, EventReplayConfig, EventStoreConfig, Settings
+from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.drafts import ANY, NO_STREAM
 from eventsourcing.errors import (
     BackfillRefusedError,
     BreakingChangeError,
+    BusyError,
     ConcurrencyError,
     ConfigurationError,
     CursorAheadError,
     DuplicateEventError,
     EventSourcingError,
     HandlerError,
+    HandlerTimeoutError,
     InvalidEventError,
     NotFoundError,
+    PermanentError,
     SchemaError,
     UnavailableError,
     UpcastError,
@@ -48,6 +52,7 @@ from eventsourcing.events import (
     parse_event,
     register_event,
 )
+from eventsourcing.fold_handler import FoldHandler
 from eventsourcing.handlers import (
     AuditEventHandler,
     DebugEventHandler,
@@ -58,6 +63,7 @@ from eventsourcing.handlers import (
 )
 from eventsourcing.plugins import register_handler
 from eventsourcing.query import EventQuery
+from eventsourcing.redrive import ParkedSelection, RedriveResult
 from eventsourcing.replay import EventReplay, ReplayResult
 from eventsourcing.store import EventStore
 from eventsourcing.upcasting import upcast
@@ -72,6 +78,7 @@ __all__ = [
     "BackfillRefusedError",
     "BaseEvent",
     "BreakingChangeError",
+    "BusyError",
     "ConcurrencyError",
     "ConfigurationError",
     "CursorAheadError",
@@ -81,6 +88,7 @@ __all__ = [
     "DataTransformedEvent",
     "DataValidatedEvent",
     "DatetimeConvertedEvent",
+    "DeadLetterQueue",
     "DebugEventHandler",
     "DuplicateEventError",
     "EventBus",
@@ -94,7 +102,9 @@ __all__ = [
     "EventStore",
     "EventStoreConfig",
     "EventType",
+    "FoldHandler",
     "HandlerError",
+    "HandlerTimeoutError",
     "InvalidEventError",
     "MigrationCompletedEvent",
     "MigrationEventHandler",
@@ -103,8 +113,11 @@ __all__ = [
     "NotFoundError",
     "NotificationEventHandler",
     "NotificationService",
+    "ParkedSelection",
+    "PermanentError",
     "RecordQuarantinedEvent",
     "RecordedEvent",
+    "RedriveResult",
     "ReplayResult",
     "RollbackCompletedEvent",
     "RollbackInitiatedEvent",

@@ -77,6 +77,7 @@ _DEAD_LETTER_HEADERS: dict[str, tuple[Schema, str]] = {
     ),
     "dlq-exception-class": (_TEXT, "The class of the last error."),
     "dlq-exception-message": (_TEXT, "Its message, cut and without secrets."),
+    "dlq-exception-stacktrace": (_TEXT, "Where it came from, cut and without secrets."),
     "dlq-attempts": (_NUMBER, "How often the handler was called."),
     "dlq-last-failure-time": (_MOMENT, "When the group gave it up."),
 }

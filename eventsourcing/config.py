@@ -42,7 +42,8 @@ class EventStoreConfig(BaseModel):
 
 class EventBusConfig(BaseModel):
     """How events travel. Without bootstrap servers: over the store. `retry_delay` is in seconds and
-    doubles with each attempt, with full jitter."""
+    doubles with each attempt, with full jitter. `handler_timeout` bounds one attempt, `outage_pause` is
+    how long nobody calls what is away; both in seconds."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -50,6 +51,8 @@ class EventBusConfig(BaseModel):
     topic_prefix: str = Field(default="migration", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$")
     retry_attempts: int = Field(default=3, ge=0, le=100)
     retry_delay: float = Field(default=1.0, ge=0)
+    handler_timeout: float = Field(default=300.0, gt=0)
+    outage_pause: float = Field(default=5.0, gt=0)
     enable_dead_letter_queue: bool = True
     kafka_options: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
     """Any option of librdkafka, passed to every client; some are ours to set and refused."""
@@ -113,6 +116,10 @@ class Settings(BaseSettings):
     topic_prefix: str = "migration"
     retry_attempts: int = Field(default=3, ge=0, le=100)
     retry_delay: float = Field(default=1.0, ge=0)
+    handler_timeout: float = Field(default=300.0, gt=0)
+    """How long one attempt of a handler may take, in seconds."""
+    outage_pause: float = Field(default=5.0, gt=0)
+    """How long a consumer group leaves alone what is away, in seconds."""
     kafka_options: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict, repr=False)
     """Options of librdkafka, one `name=value` a line."""
     kafka_provisioning: Provisioning = "create"
@@ -200,6 +207,8 @@ class Settings(BaseSettings):
             topic_prefix=self.topic_prefix,
             retry_attempts=self.retry_attempts,
             retry_delay=self.retry_delay,
+            handler_timeout=self.handler_timeout,
+            outage_pause=self.outage_pause,
             kafka_options=dict(self.kafka_options),
             kafka_provisioning=self.kafka_provisioning,
             kafka_partitions=self.kafka_partitions,

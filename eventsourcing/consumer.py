@@ -1,38 +1,46 @@
 """A consumer group over the store: one active process follows the store from the group's checkpoint.
 
 Each event is delivered at least once, in version order per aggregate; aggregates do not wait for each
-other within a slice. An event whose attempts are spent becomes a dead letter, and its aggregate waits
-behind it; the dead letters commit with the checkpoint. An outage parks nothing: the consumer pauses
-and begins again at its checkpoint.
+other. An event whose attempts are spent becomes a dead letter, and its aggregate waits behind it; dead
+letters and checkpoint commit together. An outage parks nothing: the circuit opens, the group pauses, and
+goes on by itself. A process that lost its lease without noticing cannot move the checkpoint.
 
-States: standing by (another process holds the lease) → following → paused (outage) → following.
+States: standing by (another process holds the lease) → following → paused (circuit open) → following.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
 
+from eventsourcing.breaker import BreakerState, CircuitBreaker
 from eventsourcing.config import EventBusConfig
-from eventsourcing.dead_letters import DeadLetter, park, parked_aggregates
-from eventsourcing.delivery import call_with_retry, is_outage
-from eventsourcing.errors import HandlerError
+from eventsourcing.dead_letters import DeadLetter, lock_parked, park, parked_aggregates
+from eventsourcing.delivery import Delivery
+from eventsourcing.errors import BusyError, EventSourcingError
 from eventsourcing.events import RecordedEvent
+from eventsourcing.flow import Flow, Progress
 from eventsourcing.query import EventQuery
-from eventsourcing.storage.base import CHECKPOINTS, Storage
+from eventsourcing.storage.base import CHECKPOINTS, StateTransaction, Storage
 from eventsourcing.supervision import lead, supervise
-from eventsourcing.tail import Slice, follow
+from eventsourcing.tail import follow
 from eventsourcing.transport.base import Subscription
 
 _log = logging.getLogger(__name__)
 
-CONCURRENT_AGGREGATES = 16
 
+def checkpoint_key(group: str) -> str:
+    """Under which key the checkpoint of a consumer group stands.
 
-class OutageError(Exception):
-    """Something that a handler needs is away; the event is not at fault."""
+    Value: {position, held, owner, circuit}. Everything up to `position` is handled or parked, but for
+    the aggregates in `held`, from the position given there on.
+    """
+    return f"group/{group}"
 
 
 @dataclass
@@ -47,90 +55,151 @@ class GroupConsumer:
     config: EventBusConfig
     members: list[Subscription]
     position: int = 0
-    _parked: set[str] = field(default_factory=set)
 
     @property
     def group(self) -> str | None:
         """The name of the group; None when it is private to the process."""
         return self.members[0].group
 
+    @property
+    def identity(self) -> str:
+        """Under which name its dead letters and its circuit stand."""
+        return self.members[0].identity
+
     async def run(self) -> None:
         """Consume until cancelled, for the group while its lease is ours."""
         if self.group is None:
-            await supervise(self.members[0].identity, self._follow)
+            await supervise(self.identity, self._follow_alone)
         else:
-            await lead(self.storage, f"group/{self.group}", self._resume)
+            await lead(self.storage, checkpoint_key(self.group), self._follow_as_group)
 
-    async def _resume(self) -> None:
-        """Go on at the group's checkpoint, behind its dead letters."""
+    async def _follow_alone(self) -> None:
+        async with self._flowing(self.position, set()) as (flow, tasks):
+            tasks.create_task(self._record(tasks, flow, owner=None))
+            await self._read(tasks, flow)
+
+    async def _follow_as_group(self) -> None:
+        """Go on at the group's checkpoint, behind its dead letters, with what was left in hand."""
         assert self.group is not None, "only a group has a checkpoint"
-        self._parked = await parked_aggregates(self.storage, self.group)
-        self.position = await self._checkpoint(self.group)
-        await self._follow()
+        owner = uuid4().hex
+        parked = await parked_aggregates(self.storage, self.group)
+        checkpoint = await self._take_over(self.group, owner)
+        async with self._flowing(checkpoint["position"], parked) as (flow, tasks):
+            try:
+                for aggregate_id, first in sorted(checkpoint.get("held", {}).items()):
+                    await self._take_up(tasks, flow, aggregate_id, first)
+                tasks.create_task(self._record(tasks, flow, owner=owner))
+                await self._read(tasks, flow)
+            finally:
+                await self._record_the_end(tasks, flow, owner)
 
-    async def _checkpoint(self, group: str) -> int:
-        """Where to go on. A group seen for the first time starts where it says and keeps that."""
-        begin = 0 if self.members[0].start == "beginning" else await self.storage.horizon()
-        async with self.storage.transaction() as transaction:
-            await transaction.add(CHECKPOINTS, f"group/{group}", {"position": begin})
-            checkpoint = await transaction.get(CHECKPOINTS, f"group/{group}")
-        assert checkpoint is not None
-        position: int = checkpoint["position"]
-        return position
+    @asynccontextmanager
+    async def _flowing(
+        self, position: int, parked: set[str]
+    ) -> AsyncIterator[tuple[Flow, asyncio.TaskGroup]]:
+        """A flow from a position and the group of its tasks; the first error of them ends it."""
+        changed = asyncio.Event()
 
-    async def _follow(self) -> None:
-        types: set[str] = set()
-        for member in self.members:
-            types |= member.event_types
-        everything = any(not member.event_types for member in self.members)
-        query = EventQuery(event_types=() if everything else tuple(sorted(types)))
-        async for piece in follow(self.storage, query, after=self.position):
-            await self._deliver_slice(piece)
-            self.position = piece.position
+        def on_change(state: BreakerState) -> None:
+            _log.warning("group %s: the circuit is %s", self.identity, state)
+            changed.set()
 
-    async def _deliver_slice(self, piece: Slice) -> None:
-        by_aggregate: dict[str, list[RecordedEvent]] = {}
-        for event in piece.events:
-            by_aggregate.setdefault(event.aggregate_id, []).append(event)
-        gate = asyncio.Semaphore(CONCURRENT_AGGREGATES)
-        results = await asyncio.gather(
-            *(self._deliver_aggregate(gate, events) for events in by_aggregate.values())
-        )
-        letters = [letter for result in results for letter in result]
-        if self.group is None and not letters:
-            return
-        async with self.storage.transaction() as transaction:
-            await park(transaction, self.members[0].identity, letters)
-            if self.group is not None:
-                await transaction.put(CHECKPOINTS, f"group/{self.group}", {"position": piece.position})
-        self._parked |= {letter.event.aggregate_id for letter in letters}
-
-    async def _deliver_aggregate(
-        self, gate: asyncio.Semaphore, events: Sequence[RecordedEvent]
-    ) -> list[DeadLetter]:
-        """Deliver in order; what comes behind a failure is returned as waiting behind it."""
-        if events[0].aggregate_id in self._parked:
-            return [DeadLetter(event) for event in events]
-        async with gate:
-            for place, event in enumerate(events):
-                try:
-                    await self._deliver(event)
-                except HandlerError as failure:
-                    _log.error("group %s: %s", self.group, failure)
-                    waiting = [DeadLetter(later) for later in events[place + 1 :]]
-                    return [DeadLetter(event, failure), *waiting]
-        return []
-
-    async def _deliver(self, event: RecordedEvent) -> None:
-        """Give the event to the first member that takes it."""
-        member = next((member for member in self.members if member.takes(event)), None)
-        if member is None:
-            return
+        breaker = CircuitBreaker(self.identity, pause_s=self.config.outage_pause, on_change=on_change)
+        delivery = Delivery(self.config, breaker)
+        flow = Flow(delivery, self._taker, self.identity, position, parked, changed)
         try:
-            await call_with_retry(
-                member.handler, event, retries=self.config.retry_attempts, delay_s=self.config.retry_delay
-            )
-        except HandlerError as error:
-            if error.__cause__ is not None and is_outage(error.__cause__):
-                raise OutageError(str(error)) from error
-            raise
+            async with asyncio.TaskGroup() as tasks:
+                yield flow, tasks
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    def _taker(self, event: RecordedEvent) -> Subscription | None:
+        """The first member that takes the event."""
+        return next((member for member in self.members if member.takes(event)), None)
+
+    def _query(self) -> EventQuery:
+        if any(not member.event_types for member in self.members):
+            return EventQuery()
+        types = {name for member in self.members for name in member.event_types}
+        return EventQuery(event_types=tuple(sorted(types)))
+
+    async def _take_over(self, group: str, owner: str) -> dict[str, Any]:
+        """The checkpoint, from now on ours. A group seen for the first time starts where it says."""
+        begin = 0 if self.members[0].start == "beginning" else await self.storage.horizon()
+        key = checkpoint_key(group)
+        async with self.storage.transaction() as transaction:
+            await transaction.add(CHECKPOINTS, key, {"position": begin})
+            checkpoint = await transaction.get(CHECKPOINTS, key, lock=True)
+            assert checkpoint is not None, "it is there since the line before"
+            await transaction.put(CHECKPOINTS, key, {**checkpoint, "owner": owner})
+        return dict(checkpoint)
+
+    async def _take_up(self, tasks: asyncio.TaskGroup, flow: Flow, aggregate_id: str, first: int) -> None:
+        """Take in hand again what a held aggregate has up to the checkpoint."""
+        window = self._query().where(
+            aggregate_id=aggregate_id, after_position=first - 1, to_position=flow.position
+        )
+        async for batch in self.storage.read(window, batch_size=500):
+            for event in batch:
+                await flow.take(tasks, event)
+
+    async def _read(self, tasks: asyncio.TaskGroup, flow: Flow) -> None:
+        async for piece in follow(self.storage, self._query(), after=flow.position):
+            for event in piece.events:
+                await flow.take(tasks, event)
+            flow.reached(piece.position)
+
+    async def _record(self, tasks: asyncio.TaskGroup, flow: Flow, *, owner: str | None) -> None:
+        """Record progress whenever there is some; of a private subscription, its dead letters only."""
+        last = None
+        while True:
+            await flow.settle()
+            progress = flow.progress()
+            state = (progress.position, progress.held, flow.delivery.breaker.state)
+            if state != last or progress.failed or progress.behind:
+                await self._commit(tasks, flow, progress, owner)
+                last = state
+
+    async def _record_the_end(self, tasks: asyncio.TaskGroup, flow: Flow, owner: str) -> None:
+        """Record what is done when the work ends; without it some of it would only be repeated."""
+        try:
+            async with asyncio.timeout(5):
+                await self._commit(tasks, flow, flow.progress(), owner)
+        except (EventSourcingError, TimeoutError) as error:
+            _log.warning("group %s: the last checkpoint was not written: %s", self.identity, error)
+
+    async def _commit(
+        self, tasks: asyncio.TaskGroup, flow: Flow, progress: Progress, owner: str | None
+    ) -> None:
+        """Park what failed and what waits behind, and move the checkpoint, together or not at all."""
+        behind = set(progress.behind) - set(progress.failed)
+        async with self.storage.transaction() as transaction:
+            released = behind - await lock_parked(transaction, self.identity, behind)
+            await park(transaction, self.identity, _letters(progress, released))
+            if owner is not None:
+                held = {name: progress.behind[name][0].position for name in released}
+                checkpoint = {
+                    "position": progress.position,
+                    "held": {**progress.held, **held},
+                    "owner": owner,
+                    "circuit": flow.delivery.breaker.state,
+                }
+                await self._move(transaction, checkpoint)
+        flow.recorded(tasks, progress, released)
+        if owner is None:
+            self.position = min([progress.position, *(first - 1 for first in progress.held.values())])
+
+    async def _move(self, transaction: StateTransaction, checkpoint: dict[str, Any]) -> None:
+        """Move the checkpoint, unless another process took it over."""
+        assert self.group is not None, "only a group has a checkpoint"
+        stored = await transaction.get(CHECKPOINTS, checkpoint_key(self.group), lock=True)
+        if stored is not None and stored.get("owner") != checkpoint["owner"]:
+            raise BusyError(f"another process leads the consumer group {self.group!r}")
+        await transaction.put(CHECKPOINTS, checkpoint_key(self.group), checkpoint)
+
+
+def _letters(progress: Progress, released: set[str]) -> list[DeadLetter]:
+    """What becomes dead letters, in version order for each aggregate."""
+    behind = {name: events for name, events in progress.behind.items() if name not in released}
+    waiting = [DeadLetter(event) for events in behind.values() for event in events]
+    return [*progress.failed.values(), *waiting]

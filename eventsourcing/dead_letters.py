@@ -1,27 +1,35 @@
 """Dead letters: events that a consumer group could not process, and the aggregates parked behind them.
 
 Once an event of an aggregate is a dead letter, later events of that aggregate wait behind it in the
-same table, in version order: nothing is skipped in silence and nothing overtakes.
+same table, in version order: nothing is skipped in silence and nothing overtakes. The row of a parked
+aggregate is the one lock between the consumer, which adds to the end of its queue, and whoever re-drives
+it from the front: it is gone, in one transaction, with the last letter. So a consumer that remembers an
+aggregate as parked learns of its release when it locks the row to add an event and finds none.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from eventsourcing.errors import HandlerError
-from eventsourcing.events import BaseEvent
+from eventsourcing.events import BaseEvent, RecordedEvent
+from eventsourcing.failures import Failure
 from eventsourcing.folds import position_of
 from eventsourcing.storage.base import StateTable, StateTransaction, Storage
 
 DEAD_LETTERS = StateTable("dead-letters")
-"""Key: group, aggregate_id and position. Value: {status, event, error, handler, attempts, parked_at}."""
+"""Key: group, aggregate_id and place in the queue, which is the position of an event that has one.
+Value: {status, event, handler, attempts, redrives, parked_at}; of a failed one its failure too."""
 
 PARKED = StateTable("parked-aggregates")
-"""Key: group and aggregate_id."""
+"""Key: group and aggregate_id. Value: {since, last, letters, redrives}, and the failure in front."""
 
 _SEPARATOR = "\x1f"
+_BEYOND = "\U0010ffff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,42 +41,188 @@ class DeadLetter:
 
     def value(self) -> dict[str, Any]:
         """The row to store."""
-        cause = self.failure and (self.failure.__cause__ or self.failure)
-        return {
+        now = datetime.now(UTC)
+        row = {
             "status": "failed" if self.failure else "waiting",
             "event": self.event.model_dump(),
-            "error": f"{type(cause).__name__}: {cause}"[:1000] if cause else None,
-            "handler": self.failure.handler if self.failure else None,
-            "attempts": self.failure.attempts if self.failure else 0,
-            "parked_at": datetime.now(UTC),
+            "error": None,
+            "handler": None,
+            "attempts": 0,
+            "redrives": 0,
+            "parked_at": now,
+        }
+        return row if self.failure is None else {**row, **self.cause(), "first_failed_at": now}
+
+    def cause(self) -> dict[str, Any]:
+        """What is kept of the failure: error, class, stack, fingerprint, handler, attempts, moment."""
+        assert self.failure is not None, "only a failed event has a cause"
+        failure = Failure.of(self.failure.__cause__ or self.failure, self.event)
+        return {
+            "error": f"{failure.error_class}: {failure.message}",
+            "error_class": failure.error_class,
+            "stack": failure.stack,
+            "fingerprint": failure.fingerprint,
+            "handler": self.failure.handler,
+            "attempts": self.failure.attempts,
+            "last_failed_at": datetime.now(UTC),
         }
 
 
-async def park(transaction: StateTransaction, group: str, letters: list[DeadLetter]) -> None:
-    """Store dead letters and park their aggregates, in the caller's transaction."""
+async def park(transaction: StateTransaction, group: str, letters: Sequence[DeadLetter]) -> None:
+    """Store dead letters and park their aggregates, in the caller's transaction.
+
+    `letters` stand in version order for each aggregate. One that is stored already keeps what is known
+    of it; a second failure of it is added to that.
+    """
+    queues: dict[str, list[DeadLetter]] = defaultdict(list)
     for letter in letters:
-        event = letter.event
-        key = f"{group}{_SEPARATOR}{event.aggregate_id}{_SEPARATOR}{position_of(event):020d}"
-        await transaction.put(DEAD_LETTERS, key, letter.value())
-        await transaction.add(
-            PARKED, f"{group}{_SEPARATOR}{event.aggregate_id}", {"since": position_of(event)}
-        )
+        queues[letter.event.aggregate_id].append(letter)
+    for aggregate_id in sorted(queues):  # one order of row locks for everyone: no deadlocks
+        key = _parked_key(group, aggregate_id)
+        parked = await transaction.get(PARKED, key, lock=True)
+        if parked is None:
+            parked = {"since": datetime.now(UTC), "last": 0, "letters": 0, "redrives": 0}
+        for letter in queues[aggregate_id]:
+            place = position_of(letter.event) or parked["last"] + 1
+            parked["last"] = max(parked["last"], place)
+            row = letter.value()
+            if await transaction.add(DEAD_LETTERS, letter_key(group, aggregate_id, place), row):
+                parked["letters"] += 1
+            elif letter.failure is not None:
+                row = await _failed(transaction, letter_key(group, aggregate_id, place), letter)
+            if letter.failure is not None:
+                parked.update(_headline(letter.event, row))
+        await transaction.put(PARKED, key, parked)
+
+
+async def lock_parked(transaction: StateTransaction, group: str, aggregates: Iterable[str]) -> set[str]:
+    """Those of these aggregates that are parked, and stay so until the transaction ends.
+
+    What is not among them was released: its events must be delivered, not parked.
+    """
+    found = set()
+    for aggregate_id in sorted(aggregates):
+        if await transaction.get(PARKED, _parked_key(group, aggregate_id), lock=True) is not None:
+            found.add(aggregate_id)
+    return found
 
 
 async def parked_aggregates(storage: Storage, group: str) -> set[str]:
     """The aggregates of a group that wait behind a dead letter."""
-    prefix = f"{group}{_SEPARATOR}"
-    found: set[str] = set()
-    after: str | None = None
-    async with storage.transaction() as transaction:
-        while rows := await transaction.scan(PARKED, prefix=prefix, after=after):
-            found |= {key.removeprefix(prefix) for key, _ in rows}
-            after = rows[-1][0]
-    return found
+    return {aggregate_id async for aggregate_id, _ in parked_rows(storage, group)}
 
 
-async def dead_letters(storage: Storage, group: str, *, limit: int = 1000) -> list[dict[str, Any]]:
-    """A group's dead letters, by aggregate and position."""
+async def parked_rows(storage: Storage, group: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """The parked aggregates of a group with their rows, by aggregate_id."""
+    prefix, after = f"{group}{_SEPARATOR}", None
+    while True:
+        async with storage.transaction() as transaction:
+            rows = await transaction.scan(PARKED, prefix=prefix, after=after)
+        for key, row in rows:
+            yield key.removeprefix(prefix), row
+        if not rows:
+            return
+        after = rows[-1][0]
+
+
+async def parked_groups(storage: Storage) -> list[str]:
+    """The groups that have parked aggregates, in order."""
+    groups: list[str] = []
     async with storage.transaction() as transaction:
-        rows = await transaction.scan(DEAD_LETTERS, prefix=f"{group}{_SEPARATOR}", limit=limit)
-    return [row for _, row in rows]
+        after = None
+        while rows := await transaction.scan(PARKED, after=after, limit=1):
+            groups.append(rows[0][0].partition(_SEPARATOR)[0])
+            after = f"{groups[-1]}{_SEPARATOR}{_BEYOND}"  # skip from one group to the next
+    return groups
+
+
+async def dead_letters(
+    storage: Storage, group: str, *, aggregate_id: str | None = None, limit: int = 1000
+) -> list[dict[str, Any]]:
+    """A group's dead letters, or those of one aggregate, by aggregate and place."""
+    async with storage.transaction() as transaction:
+        return [row for _, row in await scan_letters(transaction, group, aggregate_id, limit=limit)]
+
+
+async def scan_letters(
+    transaction: StateTransaction, group: str, aggregate_id: str | None, *, limit: int
+) -> list[tuple[str, dict[str, Any]]]:
+    """The first letters of a group or of one aggregate with their keys, in the order of the queue."""
+    prefix = f"{group}{_SEPARATOR}" + ("" if aggregate_id is None else f"{aggregate_id}{_SEPARATOR}")
+    return await transaction.scan(DEAD_LETTERS, prefix=prefix, limit=limit)
+
+
+async def remove_letter(transaction: StateTransaction, group: str, aggregate_id: str, key: str) -> bool:
+    """Take a letter out of its aggregate's queue; with the last one the aggregate is released.
+
+    False, and nothing changed, when the letter is not there.
+    """
+    parked = await transaction.get(PARKED, _parked_key(group, aggregate_id), lock=True)
+    if await transaction.get(DEAD_LETTERS, key) is None:
+        return False
+    await transaction.delete(DEAD_LETTERS, key)
+    if parked is not None and parked["letters"] > 1:
+        row = {**parked, "letters": parked["letters"] - 1}
+        await transaction.put(PARKED, _parked_key(group, aggregate_id), row)
+    else:
+        await transaction.delete(PARKED, _parked_key(group, aggregate_id))
+    return True
+
+
+async def fail_again(transaction: StateTransaction, group: str, key: str, letter: DeadLetter) -> None:
+    """Record that a re-drive of a letter failed: it stays where it is, its counts grow."""
+    aggregate_id = letter.event.aggregate_id
+    parked = await transaction.get(PARKED, _parked_key(group, aggregate_id), lock=True)
+    if parked is None or await transaction.get(DEAD_LETTERS, key) is None:
+        return  # discarded meanwhile
+    row = await _failed(transaction, key, letter, redriven=1)
+    parked["redrives"] += 1
+    parked.update(_headline(letter.event, row))
+    await transaction.put(PARKED, _parked_key(group, aggregate_id), parked)
+
+
+def letter_event(row: dict[str, Any]) -> BaseEvent:
+    """The event of a stored letter, its payload at the newest version. Raises UpcastError."""
+    fields = row["event"]
+    if "position" not in fields:
+        return BaseEvent.model_validate(fields)
+    return RecordedEvent.from_store(dict(vars(RecordedEvent.model_validate(fields))))
+
+
+def letter_key(group: str, aggregate_id: str, place: int) -> str:
+    """Where the letter of an event stands."""
+    return f"{group}{_SEPARATOR}{aggregate_id}{_SEPARATOR}{place:020d}"
+
+
+async def _failed(
+    transaction: StateTransaction, key: str, letter: DeadLetter, *, redriven: int = 0
+) -> dict[str, Any]:
+    """Add a failure to a stored letter, which keeps the time of its first one; return its row."""
+    stored = await transaction.get(DEAD_LETTERS, key)
+    assert stored is not None, "the caller saw it in this transaction"
+    row: dict[str, Any] = dict(stored)
+    cause = letter.cause()
+    first = row["first_failed_at"] if row["status"] == "failed" else cause["last_failed_at"]
+    row.update(
+        cause,
+        status="failed",
+        attempts=cause["attempts"] + (row["attempts"] if redriven else 0),
+        redrives=row["redrives"] + redriven,
+        first_failed_at=first,
+    )
+    await transaction.put(DEAD_LETTERS, key, row)
+    return row
+
+
+def _headline(event: BaseEvent, cause: dict[str, Any]) -> dict[str, Any]:
+    """What the row of a parked aggregate says of the failure in front."""
+    names = ("error", "error_class", "fingerprint", "handler", "attempts", "last_failed_at")
+    return {
+        "event_type": str(event.event_type),
+        "event_version": event.event_version,
+        **{name: cause[name] for name in names},
+    }
+
+
+def _parked_key(group: str, aggregate_id: str) -> str:
+    return f"{group}{_SEPARATOR}{aggregate_id}"

@@ -12,6 +12,9 @@ EventSourcingError
 ├── BreakingChangeError         the code's event schemas break those that others rely on (changes)
 ├── SchemaError                 the database's schema is not the one this version needs
 ├── UnavailableError            the database or the broker cannot serve now (outcome_unknown); retryable
+├── BusyError                   another process does what must be done by one at a time; retryable
+├── PermanentError              what a handler raises when trying again cannot help: parks at once
+├── HandlerTimeoutError         a handler did not come back in time
 └── HandlerError                a handler gave up on an event (event_id, handler, attempts; cause kept)
 
 The state left behind is the same for all that an append raises: nothing of the call is appended. The one
@@ -133,6 +136,20 @@ class UnavailableError(EventSourcingError):
     def __init__(self, reason: str, *, outcome_unknown: bool = False) -> None:
         self.outcome_unknown = outcome_unknown
         super().__init__(reason)
+
+
+class BusyError(EventSourcingError):
+    """Another process does what must be done by one at a time. Nothing was changed."""
+
+    retryable = True
+
+
+class PermanentError(EventSourcingError):
+    """Raised by a handler for an event that it will never take: its aggregate is parked at once."""
+
+
+class HandlerTimeoutError(EventSourcingError):
+    """A handler did not come back in time and was cancelled. It is tried again like after any error."""
 
 
 class HandlerError(EventSourcingError):

@@ -29,8 +29,8 @@ class FoldHandler(EventHandler):
     def name(self) -> str:
         return f"fold {self._fold.name}"
 
-    def can_handle(self, event_type: str) -> bool:  # noqa: ARG002 - the fold chooses by its key
-        return True
+    def can_handle(self, event_type: str) -> bool:
+        return self._fold.types is None or event_type in self._fold.types
 
     async def handle(self, event: BaseEvent) -> None:
         async with self._storage.transaction() as transaction:

@@ -1,16 +1,25 @@
 """Durable folds: states and checkpoint commit in one transaction, so each event is applied exactly once.
 
-A read model reads behind the horizon only. Its states stand in a table of its own named after the
-fold and its version; a fold with a new version starts empty beside the old one.
+A read model reads behind the horizon only, and only the types that concern its fold; what the fold takes
+by number alone is counted in the database. Its states stand in a table of its own named after the fold
+and its version; a fold with a new version starts empty beside the old one.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from eventsourcing.events import RecordedEvent
-from eventsourcing.folds import ADMIN_MIGRATIONS, EVENT_STATISTICS, USER_MIGRATIONS, Fold, State
+from eventsourcing.errors import CursorAheadError
+from eventsourcing.folds import (
+    ADMIN_MIGRATIONS,
+    EVENT_STATISTICS,
+    USER_MIGRATIONS,
+    Counted,
+    DurableFold,
+    State,
+)
 from eventsourcing.query import EventQuery
 from eventsourcing.statistics import (
     MIGRATION_STATISTICS,
@@ -21,14 +30,28 @@ from eventsourcing.statistics import (
     split_key,
 )
 from eventsourcing.storage.base import CHECKPOINTS, StateTable, StateTransaction, Storage
+from eventsourcing.storage.tallies import Tally, TallyQuery
+from eventsourcing.upcasting import VERSIONED
 
-BATCH = 1000
+BATCH = 5_000
+"""How many events one transaction applies at most."""
+
+COUNTED = 250_000
+"""How many positions one transaction counts at most."""
+
+FEW = 10_000
+"""How many events a call for the statistics counts at most where a read model keeps up or callers ask."""
+
+MAX_POSITION = 2**63 - 1
+
+REST_S = 0.02
+"""How long a read model that keeps up lets events gather."""
 
 
 class ReadModel:
     """The durable form of one fold."""
 
-    def __init__(self, fold: Fold) -> None:
+    def __init__(self, fold: DurableFold) -> None:
         self.fold = fold
         self.table = StateTable(f"{fold.name}.v{fold.version}")
         self.checkpoint_key = f"read-model/{self.table.name}"
@@ -38,49 +61,87 @@ class ReadModel:
         async with storage.transaction() as transaction:
             return await self._position(transaction)
 
-    async def apply(self, storage: Storage, events: Sequence[RecordedEvent], *, position: int) -> None:
-        """Apply the events above the checkpoint and move it to `position`, or do neither.
+    async def keep_up(self, storage: Storage) -> None:
+        """Apply what is stored and what comes, until cancelled."""
+        pause = REST_S
+        while True:
+            before = await self.position(storage)
+            position = await self.catch_up(storage)
+            pause = REST_S if position > before else min(pause * 2, 0.25)
+            if await storage.wait(position, timeout_s=1.0):
+                await asyncio.sleep(pause)  # longer while what was drawn is not committed
 
-        `events` are all that the fold cares about up to `position`. Applying them twice changes nothing.
+    async def catch_up(self, storage: Storage) -> int:
+        """Apply everything up to the horizon, batch by batch; return the position that is reached.
+
+        Raises CursorAheadError when the checkpoint lies above the store's head.
         """
+        horizon = await storage.horizon()
+        done = await self.position(storage)
+        if done > horizon and done > (head := await storage.head()):
+            raise CursorAheadError(done, head)
+        while done < horizon:
+            done = await self._advance(storage, done, horizon)
+        return done
+
+    async def _advance(self, storage: Storage, done: int, horizon: int) -> int:
+        """Apply one batch behind the checkpoint; return where the checkpoint stands, whoever moved it."""
+        plain, counted = self._split()
+        upto = horizon if counted is None else min(horizon, done + COUNTED)
+        tallies: list[Tally] = []
+        if plain is not None:
+            query = EventQuery(event_types=plain, after_position=done, to_position=upto, limit=BATCH)
+            async for batch in storage.read(query, batch_size=BATCH):
+                tallies += [Tally(event, 1) for event in batch]
+            upto = tallies[-1].event.position if len(tallies) == BATCH else upto
+        if counted is not None:
+            tallies += await storage.tally(TallyQuery(done, upto, counted.types, counted.field))
+        return await self._apply(storage, tallies, done, upto)
+
+    def _split(self) -> tuple[tuple[str, ...] | None, Counted | None]:
+        """What to read one by one (None: nothing, (): everything), and what to count.
+
+        A payload with several versions is read: its fields show only after the upcast.
+        """
+        types, counted = self.fold.types, self.fold.counted
+        if counted is not None and counted.types is None:
+            return None, counted
+        if types is None or counted is None or counted.types is None:
+            return tuple(sorted(types or ())), None
+        apart = counted.types if counted.field is None else counted.types - VERSIONED
+        return tuple(sorted(types - apart)) or None, Counted(apart, counted.field) if apart else None
+
+    async def _apply(self, storage: Storage, tallies: Sequence[Tally], done: int, upto: int) -> int:
+        """Apply what lies above `done` and move the checkpoint to `upto`; both, or neither when another
+        process moved it meanwhile. Return where it stands."""
         async with storage.transaction() as transaction:
-            await transaction.add(CHECKPOINTS, self.checkpoint_key, {"position": 0})
-            done = await self._position(transaction, lock=True)
-            if position <= done:
-                return
-            keyed = [
-                (key, event)
-                for event in events
-                if event.position > done and (key := self.fold.key(event)) is not None
-            ]
+            position = await self._position(transaction, lock=True)
+            if position != done:
+                return position
+            keyed = [(key, tally) for tally in tallies if (key := self.fold.key(tally.event)) is not None]
             states = await transaction.get_many(self.table, list({key for key, _ in keyed})) if keyed else {}
-            for key, event in keyed:
-                self.fold.apply(states.setdefault(key, self.fold.initial()), event)
+            for key, (event, times) in keyed:
+                state = states.get(key)
+                if state is None:
+                    state = states[key] = self.fold.initial()
+                self.fold.apply(state, event, times)
             if states:
                 await transaction.put_many(self.table, states)
                 await self._index(transaction, states)
-            await transaction.put(CHECKPOINTS, self.checkpoint_key, {"position": position})
-
-    async def catch_up(self, storage: Storage) -> int:
-        """Apply everything up to the horizon; return it."""
-        horizon = await storage.horizon()
-        done = await self.position(storage)
-        if horizon > done:
-            window = EventQuery(after_position=done, to_position=horizon)
-            async for batch in storage.read(window, batch_size=BATCH):
-                await self.apply(storage, batch, position=batch[-1].position)
-            await self.apply(storage, [], position=horizon)
-        return max(horizon, done)
+            await transaction.put(CHECKPOINTS, self.checkpoint_key, {"position": upto})
+            return upto
 
     async def state_at(self, storage: Storage, key: str) -> tuple[int, State]:
         """The state of one key, and the position up to which it is complete."""
         async with storage.transaction() as transaction:
-            await transaction.add(CHECKPOINTS, self.checkpoint_key, {"position": 0})
             position = await self._position(transaction, lock=True)  # so that no batch commits in between
             return position, await transaction.get(self.table, key) or self.fold.initial()
 
     async def _position(self, transaction: StateTransaction, *, lock: bool = False) -> int:
         checkpoint = await transaction.get(CHECKPOINTS, self.checkpoint_key, lock=lock)
+        if checkpoint is None and lock:  # a row that is not there cannot be locked
+            await transaction.add(CHECKPOINTS, self.checkpoint_key, {"position": 0})
+            checkpoint = await transaction.get(CHECKPOINTS, self.checkpoint_key, lock=True)
         return checkpoint["position"] if checkpoint else 0
 
     async def _index(self, transaction: StateTransaction, states: dict[str, State]) -> None:
@@ -162,10 +223,15 @@ READ_MODELS: tuple[ReadModel, ...] = (
 
 
 async def current_event_statistics(storage: Storage) -> dict[str, Any]:
-    """The event statistics as of now: the fold behind the horizon, then the tail after it."""
-    await EVENT_STATISTICS_MODEL.catch_up(storage)
+    """The event statistics as of now: the fold up to its checkpoint, then what was committed since.
+
+    A checkpoint far behind is moved first, so that what is counted at each call stays small. Raises
+    CursorAheadError when it lies above the store's head.
+    """
     position, state = await EVENT_STATISTICS_MODEL.state_at(storage, "all")
-    async for batch in storage.read(EventQuery(after_position=position), batch_size=BATCH):
-        for event in batch:
-            EVENT_STATISTICS.apply(state, event)
+    if not 0 <= await storage.head() - position <= FEW:
+        await EVENT_STATISTICS_MODEL.catch_up(storage)
+        position, state = await EVENT_STATISTICS_MODEL.state_at(storage, "all")
+    for event, times in await storage.tally(TallyQuery(position, MAX_POSITION)):
+        EVENT_STATISTICS.apply(state, event, times)
     return state

@@ -15,7 +15,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from eventsourcing.dead_letters import DeadLetter, park, parked_aggregates
 from eventsourcing.errors import HandlerError
@@ -34,21 +33,6 @@ RELAY = "relay"
 BATCH, IN_FLIGHT = 1000, 4
 
 _KEY = f"relay/{RELAY}"
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """How far someone is behind the store: `events` is the distance in positions, which counts rolled back
-    ones too; `seconds` the age of the oldest event not reached, 0.0 when there is none."""
-
-    position: int
-    horizon: int
-    seconds: float
-
-    @property
-    def events(self) -> int:
-        """The distance in positions."""
-        return max(self.horizon - self.position, 0)
 
 
 class Relay:
@@ -114,14 +98,3 @@ async def relay_position(storage: Storage) -> int:
     async with storage.transaction() as transaction:
         checkpoint = await transaction.get(CHECKPOINTS, _KEY)
     return checkpoint["position"] if checkpoint else 0
-
-
-async def relay_lag(storage: Storage) -> Lag:
-    """How far the relay is behind the store."""
-    position, horizon = await relay_position(storage), await storage.horizon()
-    oldest = EventQuery(after_position=position, to_position=horizon, limit=1)
-    if position < horizon:
-        async for batch in storage.read(oldest, batch_size=1):
-            age = datetime.now(UTC) - batch[0].recorded_at
-            return Lag(position, horizon, max(age.total_seconds(), 0.0))
-    return Lag(position, horizon, 0.0)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from eventsourcing.events import BaseEvent, EventType
-from eventsourcing.folds import State, position_of
+from eventsourcing.folds import Counted, State, position_of
 
 SEPARATOR = "\x1f"
 """Between subject and correlation in a part's key; no identifier can contain it."""
@@ -76,6 +76,8 @@ class MigrationStatisticsFold:
 
     name = "migration-statistics"
     version = 1
+    types: frozenset[str] | None = frozenset(_RELEVANT)
+    counted: Counted | None = Counted(frozenset(_RECORD_TYPES), field="migration_id")
 
     def key(self, event: BaseEvent) -> str | None:
         if event.event_type not in _RELEVANT:
@@ -85,11 +87,11 @@ class MigrationStatisticsFold:
     def initial(self) -> State:
         return {"counts": {}, "fields": {}, "errors": [], "links": []}
 
-    def apply(self, state: State, event: BaseEvent) -> None:
+    def apply(self, state: State, event: BaseEvent, times: int = 1) -> None:
         data, position = event.data, position_of(event)
         if event.event_type in _COUNTS:
             name, source = _COUNTS[event.event_type]
-            amount = 1 if source is None else data.get(source)
+            amount = times if source is None else data.get(source)
             state["counts"][name] = _sum((state["counts"].get(name, 0), amount))
         for name, source in _FIELDS.get(event.event_type, {}).items():
             _set(state, name, position, data.get(source))

@@ -7,11 +7,8 @@ import asyncio
 from eventsourcing.bootstrap import System
 from eventsourcing.handlers import AuditEventHandler, EventHandler, NotificationEventHandler
 from eventsourcing.plugins import registered_handlers
-from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import READ_MODELS
-from eventsourcing.storage.base import Storage
 from eventsourcing.supervision import lead
-from eventsourcing.tail import follow
 
 OWN_HANDLERS: tuple[tuple[EventHandler, str], ...] = (
     (NotificationEventHandler(), "notifications"),
@@ -20,24 +17,36 @@ OWN_HANDLERS: tuple[tuple[EventHandler, str], ...] = (
 """The handlers of every installation and their consumer groups."""
 
 
+def group_handlers(group: str) -> list[EventHandler]:
+    """The handlers that a worker feeds in a consumer group; none of a group that is not the worker's."""
+    return [handler for handler, name in _members() if name == group]
+
+
+def _members() -> list[tuple[EventHandler, str]]:
+    return [*OWN_HANDLERS, *((entry.handler, entry.consumer_group) for entry in registered_handlers())]
+
+
 async def run_worker(system: System, stop: asyncio.Event) -> None:
-    """Run read models and consumer groups until `stop` is set. Several workers share the work."""
-    for handler, group in (*OWN_HANDLERS, *((r.handler, r.consumer_group) for r in registered_handlers())):
+    """Run read models and consumer groups until `stop` is set.
+
+    Several workers share the work: each read model and each group is led by one of them, and another
+    takes over when that one is gone.
+    """
+    for handler, group in _members():
         await system.bus.subscribe([], handler, consumer_group=group)
     await system.bus.start()
     storage = system.store.storage
-    folds = asyncio.create_task(lead(storage, "read-models", lambda: _fold(storage)), name="read models")
+    folds = [
+        asyncio.create_task(
+            lead(storage, model.checkpoint_key, lambda model=model: model.keep_up(storage)),  # type: ignore[misc]  # bound here
+            name=model.checkpoint_key,
+        )
+        for model in READ_MODELS
+    ]
     try:
         await stop.wait()
     finally:
-        folds.cancel()
-        await asyncio.gather(folds, return_exceptions=True)
+        for task in folds:
+            task.cancel()
+        await asyncio.gather(*folds, return_exceptions=True)
         await system.bus.stop()
-
-
-async def _fold(storage: Storage) -> None:
-    """Follow the store and apply everything to every read model."""
-    behind = min([await model.position(storage) for model in READ_MODELS])
-    async for piece in follow(storage, EventQuery(), after=behind, batch_size=1000):
-        for model in READ_MODELS:
-            await model.apply(storage, piece.events, position=piece.position)

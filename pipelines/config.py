@@ -69,3 +69,16 @@ class SequenceConfig(dg.Config):
     aggregate_id: str
     expected_sequence: list[str]
     result_id: str | None = Field(default=None, description="Key of the result; the run's id unless given.")
+
+
+class RedriveConfig(dg.Config):
+    """A re-drive of dead letters; a dry run shows what it would take, and does nothing."""
+
+    group: str = Field(description="The consumer group.")
+    aggregate_id: str | None = Field(default=None, description="Only this parked aggregate.")
+    event_type: str | None = Field(default=None, description="Only failures on this event type.")
+    fingerprint: str | None = Field(default=None, description="Only failures of this cause.")
+    cap: int | None = Field(default=None, description="At most so many events.")
+    dry_run: bool = Field(default=True, description="Only show what would be re-driven.")
+    by: str = Field(default="dagster", description="Who does it; it stands in the audit.")
+    why: str = Field(default="", description="The reason; it stands in the audit, and must be given.")

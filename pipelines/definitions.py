@@ -6,7 +6,7 @@ import dagster as dg
 
 from pipelines.jobs import JOBS, RESOURCES, STAGES
 from pipelines.schedules import nightly_replay
-from pipelines.sensors import completed_migrations, crashed_migrations
+from pipelines.sensors import completed_migrations, crashed_migrations, parked_aggregates
 
 _REPLAYED = ("all", "aggregate", "type", "correlation")
 _PLOTS = [
@@ -18,7 +18,7 @@ _PLOTS = [
 defs = dg.Definitions(
     jobs=JOBS,
     schedules=[nightly_replay],
-    sensors=[completed_migrations, crashed_migrations],
+    sensors=[completed_migrations, crashed_migrations, parked_aggregates],
     assets=_PLOTS,
     resources=RESOURCES,
 )

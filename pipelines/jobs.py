@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.config import MigrateConfig
-from pipelines.ops import afterwards
+from pipelines.ops import afterwards, dead_letters
 from pipelines.ops import migration as stages
 from pipelines.ops import replay as replays
 from resources.databases import DatabasesResource
@@ -95,6 +95,12 @@ def validate_sequence() -> None:
     replays.check_sequence.alias("validate_sequence")()  # one name cannot be an op's and a job's
 
 
+@dg.job(**_IN_PROCESS, tags={"owner": "operations"})
+def redrive() -> None:
+    """Give the events of parked aggregates to their handlers again; or show what that would take."""
+    dead_letters.redrive_dead_letters()
+
+
 JOBS = [
     migrate,
     plan_migration,
@@ -104,4 +110,5 @@ JOBS = [
     replay,
     snapshot,
     validate_sequence,
+    redrive,
 ]

@@ -1,24 +1,28 @@
-"""What happens when an event arrives: sensors that follow the store by position.
+"""What happens when an event arrives, or cannot be handled: sensors over the event store.
 
-A sensor's cursor is the position up to which it has asked for its runs. A fresh home starts at the
-horizon of that moment: what was before it is history. The run key holds the position, so a tick that
-is evaluated again asks for nothing twice.
+The cursor of a sensor that follows the store is the position up to which it has asked for its runs. A
+fresh home starts at the horizon of that moment: what was before it is history. What is parked is no
+history but stands now, so a fresh home is told of it. Run keys say what a run is for, so a tick that is
+evaluated again asks for nothing twice.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
 from eventsourcing.bootstrap import open_system
 from eventsourcing.catalogue import MIGRATION_SEQUENCE
 from eventsourcing.config import Settings
+from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.events import EventType, RecordedEvent
 from eventsourcing.query import EventQuery
-from pipelines.config import SequenceConfig, SnapshotConfig
-from pipelines.jobs import migrate, retry_quarantine, rollback, snapshot, validate_sequence
+from pipelines.config import RedriveConfig, SequenceConfig, SnapshotConfig
+from pipelines.jobs import migrate, redrive, retry_quarantine, rollback, snapshot, validate_sequence
 from resources.migration_journal import MigrationJournal
 
 _SEQUENCE = [str(event_type) for event_type in MIGRATION_SEQUENCE]
@@ -39,6 +43,44 @@ def completed_migrations(context: dg.SensorEvaluationContext) -> dg.SensorResult
     requests = [request for event in events for request in _requests(event)]
     note = None if requests else f"nothing completed up to position {position}"
     return dg.SensorResult(run_requests=requests, skip_reason=note, cursor=str(position))
+
+
+@dg.sensor(job=redrive, minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
+def parked_aggregates(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Notice new dead letters: for each new cause a dry run of the re-drive shows what is parked.
+
+    Nothing is re-driven by itself: re-execute the run with `dry_run: false` and a reason.
+    """
+    known: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
+    groups = asyncio.run(_parked())
+    failed = {
+        f"{group}/{fingerprint}": (group, fingerprint, str(cause["last_failed_at"]))
+        for group, row in groups.items()
+        for fingerprint, cause in row["causes"].items()
+        if fingerprint
+    }
+    new = [entry for name, entry in failed.items() if known.get(name, "") < entry[2]][:BATCH]
+    known = {name: moment for name, moment in known.items() if name in failed}
+    known |= {f"{group}/{fingerprint}": moment for group, fingerprint, moment in new}
+    note = None if new else f"nothing new; {len(failed)} causes are known"
+    return dg.SensorResult(
+        run_requests=[_preview(*entry) for entry in new], skip_reason=note, cursor=json.dumps(known)
+    )
+
+
+def _preview(group: str, fingerprint: str, moment: str) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=f"parked-{group}-{fingerprint}-{moment}",
+        run_config=dg.RunConfig(
+            ops={"redrive_dead_letters": RedriveConfig(group=group, fingerprint=fingerprint)}
+        ),
+        tags={"consumer_group": group, "fingerprint": fingerprint, "source": "sensor"},
+    )
+
+
+async def _parked() -> dict[str, dict[str, Any]]:
+    async with open_system(Settings.load()) as system:
+        return await DeadLetterQueue(system.store).groups()
 
 
 @dg.run_failure_sensor(

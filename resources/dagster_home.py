@@ -27,7 +27,7 @@ def prepare_dagster_home(settings: Settings) -> dict[str, str]:
     wanted = files("resources").joinpath("dagster.yaml").read_text("utf-8")
     _replace(home / "dagster.yaml", wanted)
     return {
-        **_environment(settings),
+        **environment_of(settings),
         "DATABASE_URL": event_database_url(settings),
         "ESM_DAGSTER_DATABASE_URL": dagster_database_url(settings),
         "DAGSTER_HOME": str(home.resolve()),
@@ -56,7 +56,8 @@ def apply_environment(changes: dict[str, str]) -> None:
         os.environ[name] = value
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Every setting that has a value, as a child process reads it."""
     values = settings.model_dump(mode="json", exclude_none=True)
     return {_variable(name): _text(value) for name, value in values.items()}
 
@@ -67,6 +68,9 @@ def _variable(field: str) -> str:
 
 
 def _text(value: object) -> str:
+    """A setting as the environment writes it: options are one `name=value` a line."""
+    if isinstance(value, dict):
+        return "\n".join(f"{name}={item}" for name, item in value.items())
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -22,6 +22,8 @@ MODULES = {
     "worker": "api.cli.worker",
     "migrate": "api.cli.migrate",
     "events": "api.cli.events",
+    "consumers": "api.cli.consumers",
+    "dlq": "api.cli.dlq",
     "bus": "api.cli.bus",
     "db": "api.cli.db",
 }

@@ -1,4 +1,4 @@
-"""`esm bus`: how far the relay has come, and whether Kafka holds what the store holds."""
+"""`esm bus`: whether Kafka holds what the store holds."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ import typer
 from api.cli.screen import console, table
 from eventsourcing.bootstrap import open_system
 from eventsourcing.errors import ConfigurationError
-from eventsourcing.relay import Lag, relay_lag
 from eventsourcing.transport.kafka_audit import Audit, audit
 
 app = typer.Typer(no_args_is_help=True, help="The way of events to Kafka.")
 
 
-@app.command("lag")
-def show_lag() -> None:
-    """Show how far the relay is behind the store."""
-    lag = asyncio.run(_lag())
-    console.print(
-        f"relay at {lag.position}, store at {lag.horizon}: {lag.events} events, {lag.seconds:.1f} s behind"
-    )
+@app.callback()
+def bus() -> None:
+    """Keep `audit` a command of its own."""
 
 
 @app.command("audit")
@@ -49,11 +44,6 @@ def run_audit(
                 console.print(f"{one.topic}: {kind} {', '.join(map(str, positions))} …")
     if not found.complete:
         raise typer.Exit(1)
-
-
-async def _lag() -> Lag:
-    async with open_system() as system:
-        return await relay_lag(system.store.storage)
 
 
 async def _audit(after: int, to: int | None) -> Audit:

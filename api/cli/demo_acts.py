@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from rich.text import Text
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
@@ -127,7 +128,7 @@ class Stage:
             actual[name] = actual.get(name, 0) + 1
         planted = self.data.planted
         rows = [
-            (name, planted.get(name, 0), actual.get(name, 0), tick(planted.get(name) == actual.get(name)))
+            (name, planted.get(name, 0), actual.get(name, 0), _cell(planted.get(name) == actual.get(name)))
             for name in sorted({*planted, *actual})
         ]
         console.print(table("Planted defects, set aside", ("defect", "expected", "actual", ""), rows))
@@ -137,7 +138,7 @@ class Stage:
         """Compare the target with what the two systems' own rules make of the source."""
         started = (await self.system.store.get_events(migration_id))[0]
         found = await asyncio.to_thread(traps, self.data, started.timestamp)
-        rows = [(what, expected, actual, tick(expected == actual)) for what, expected, actual in found]
+        rows = [(what, expected, actual, _cell(expected == actual)) for what, expected, actual in found]
         console.print(table("The traps of this pair", ("trap", "expected", "actual", ""), rows))
         return all(expected == actual for _, expected, actual in found)
 
@@ -249,6 +250,10 @@ class Stage:
         async for event in self.system.store.read(query):
             return f"the migration failed: {event.data['error_message']}"
         return "the migration failed before it could say why"
+
+
+def _cell(good: bool) -> Text:
+    return Text.from_markup(tick(good))
 
 
 def tick(good: bool) -> str:

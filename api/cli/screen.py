@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 console = Console()
 
@@ -32,9 +34,12 @@ def pairs(title: str, values: Mapping[str, Any]) -> Table:
     return made
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> str | Text:
+    """What stands in a table: a text as it is, whatever brackets it holds."""
+    if isinstance(value, Text):
+        return value
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.2f}"
-    return "" if value is None else str(value)
+    return "" if value is None else escape(str(value))

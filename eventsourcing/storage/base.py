@@ -18,6 +18,7 @@ from eventsourcing.canonical import comparable, decode
 from eventsourcing.errors import DuplicateEventError
 from eventsourcing.events import RESERVED_METADATA, BaseEvent, RecordedEvent
 from eventsourcing.query import EventQuery
+from eventsourcing.storage.tallies import Tally, TallyQuery
 
 if TYPE_CHECKING:
     from eventsourcing.columnar import EventChunk  # polars is loaded where frames are used
@@ -70,6 +71,9 @@ class EventStorage(Protocol):
         Raises CursorAheadError when `after_position` lies above the head, UpcastError once all before
         an event that cannot be read is given.
         """
+
+    async def tally(self, query: TallyQuery) -> list[Tally]:
+        """Count what is committed and matches, in one look, by what the query tells apart."""
 
     async def horizon(self) -> int:
         """The position up to which nothing can appear any more; 0 in an empty store."""

@@ -31,6 +31,7 @@ from eventsourcing.storage.base import (
 
 if TYPE_CHECKING:
     from eventsourcing.columnar import EventChunk
+from eventsourcing.storage.tallies import Tally, TallyQuery, count_in_memory
 
 
 class InMemoryStorage:
@@ -121,6 +122,10 @@ class InMemoryStorage:
                 batch = []
         if batch:
             yield batch
+
+    async def tally(self, query: TallyQuery) -> list[Tally]:
+        """See EventStorage.tally. Positions are places in the list, from 1."""
+        return count_in_memory(self._events[query.after : query.to], query)
 
     async def horizon(self) -> int:
         """See EventStorage.horizon."""

@@ -29,12 +29,15 @@ from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keys
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import DRIVER, translated
-from eventsourcing.storage.postgres_pool import CONNECT_TIMEOUT_S, ConnectionPool, dsn
+from eventsourcing.storage.postgres_leases import hold
+from eventsourcing.storage.postgres_pool import ConnectionPool, dsn
 from eventsourcing.storage.postgres_rows import in_utc, recorded_events
 from eventsourcing.storage.postgres_states import PostgresTransaction
+from eventsourcing.storage.postgres_tallies import count_in_database
 from eventsourcing.storage.schema import upgrade_if_empty
 from eventsourcing.storage.settling import settled
 from eventsourcing.storage.statements import statements
+from eventsourcing.storage.tallies import Tally, TallyQuery
 
 if TYPE_CHECKING:
     from eventsourcing.columnar import EventChunk
@@ -187,6 +190,10 @@ class PostgresStorage:
         sql, values = page(query, cursor=cursor, size=size)
         return await self.pool.fetch(sql, *values)
 
+    async def tally(self, query: TallyQuery) -> list[Tally]:
+        """See EventStorage.tally."""
+        return await count_in_database(self.pool, query)
+
     async def horizon(self) -> int:
         """See EventStorage.horizon."""
         horizon = await self._number("horizon")
@@ -256,15 +263,6 @@ class PostgresStorage:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[bool]:
-        """See StateStorage.lease. The session's advisory lock dies with its connection; letting go waits
-        for the server, so that the next holder finds it free."""
-        with translated(sent=False):
-            connection = await asyncpg.connect(dsn(self._url), timeout=CONNECT_TIMEOUT_S)
-        try:
-            with translated():
-                ours = bool(await connection.fetchval(_STATES["try_lease"], name))
+        """See StateStorage.lease."""
+        async with hold(dsn(self._url), name) as ours:
             yield ours
-        finally:
-            with suppress(*DRIVER):
-                await connection.execute(_STATES["release_lease"], name, timeout=5)
-            connection.terminate()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from eventsourcing.config import EventBusConfig
+from eventsourcing.consumer import checkpoint_key
 from eventsourcing.errors import HandlerError, InvalidEventError, UnavailableError
 from eventsourcing.events import BaseEvent, RecordedEvent, registered_events
 from eventsourcing.gate import Arrival, newest_predecessor
@@ -33,11 +34,11 @@ from eventsourcing.transport.kafka_topics import KafkaTopics
 
 _log = logging.getLogger(__name__)
 
-MOST_IN_HAND, MOST_BYTES_IN_HAND = 10_000, 64 * 1024 * 1024
+MOST_IN_HAND, MOST_BYTES_IN_HAND, LEAST_OF_A_PARTITION = 10_000, 64 * 1024 * 1024, 500
 """How much a group takes in before it pauses partitions."""
 
 _COMMIT_S, _GAPS_S, _TOPICS_S = 1.0, 0.5, 10.0
-_FINISH_S = 30.0
+_FINISH_S, _LEAVE_S = 30.0, 5.0
 _CLOCKS_DIFFER_MS = 300_000
 
 
@@ -54,14 +55,15 @@ class KafkaGroup:
     recorded: bool
     _created_ms: int = field(default_factory=lambda: int(time.time() * 1000))
     _drafts: int = 0
+    _leaving: bool = False
     _wanted: dict[str, bool] = field(default_factory=dict)
 
     async def consume(self) -> None:
         """Consume until cancelled or until something fails."""
-        self._wanted = {}  # a member may have come
+        self._wanted, self._leaving = {}, False  # a member may have come
         begin, since_ms = await self._begin()
         await self.topics.ensure(await self._needed())
-        self._offsets = Offsets(most=MOST_IN_HAND, most_bytes=MOST_BYTES_IN_HAND)
+        self._offsets = Offsets(most=MOST_IN_HAND, most_bytes=MOST_BYTES_IN_HAND, least=LEAST_OF_A_PARTITION)
         self._delivery = GroupDelivery(
             self.config, self.storage, self.members, self.dead_letters, self._settled, begin, self.recorded
         )
@@ -71,6 +73,7 @@ class KafkaGroup:
         except KafkaException as error:
             raise UnavailableError(f"Kafka: {reason(error)}") from error
         finally:
+            self._leaving = True
             with suppress(KafkaException):
                 await consumer.close()
             await self._delivery.close()
@@ -105,13 +108,19 @@ class KafkaGroup:
         now = self.members[0].start == "now"
         if not self.recorded:
             return 0, self._created_ms if now else None
-        key = f"group/{self.name}"
-        fresh = {"position": await self.storage.horizon() if now else 0, "since_ms": self._created_ms}
+        key = f"kafka-group/{self.name}"
+        fresh = {"position": 0, "since_ms": None}
+        if now:
+            fresh = {"position": await self.storage.horizon(), "since_ms": self._created_ms}
         async with self.storage.transaction() as transaction:
+            before = await transaction.get(CHECKPOINTS, checkpoint_key(self.name))
+            if before is not None:  # it ran over the store, and goes on from there
+                done = [before["position"], *(first - 1 for first in before.get("held", {}).values())]
+                fresh = {"position": min(done), "since_ms": None}
             await transaction.add(CHECKPOINTS, key, fresh)
             kept = await transaction.get(CHECKPOINTS, key)
         assert kept is not None, "it was added just now"
-        since_ms: int | None = kept.get("since_ms") if kept["position"] else None
+        since_ms = kept["since_ms"]
         return kept["position"], None if since_ms is None else since_ms - _CLOCKS_DIFFER_MS
 
     async def _needed(self) -> set[str]:
@@ -193,7 +202,7 @@ class KafkaGroup:
 
     async def revoked(self, places: list[Place]) -> dict[Place, int]:
         """See PartitionListener.revoked."""
-        await self._delivery.drain(_FINISH_S)
+        await self._delivery.drain(_LEAVE_S if self._leaving else _FINISH_S)
         offsets = self._offsets.committable(places)
         await self.lost(places)
         return offsets

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 
 from eventsourcing.config import EventBusConfig
 from eventsourcing.errors import HandlerError, InvalidEventError
+from eventsourcing.events import BaseEvent
+from eventsourcing.failures import Failure
 from eventsourcing.gate import Arrival
 from eventsourcing.transport.kafka_message import (
     DEAD_LETTER_INFIX,
@@ -24,8 +26,6 @@ from eventsourcing.transport.kafka_offsets import Origin
 from eventsourcing.transport.kafka_producer import KafkaProducer
 
 _log = logging.getLogger(__name__)
-
-MESSAGE_BYTES = 1024
 
 
 def dead_letter_topic(prefix: str, group: str) -> str:
@@ -67,9 +67,9 @@ class DeadLetterTopic:
         else:
             made = encode_message(self._config.topic_prefix, arrival.event)
             key, value, headers = made.key, made.value, made.headers
-        return OutgoingMessage(self.topic, key, value, headers + self._reasons(failure))
+        return OutgoingMessage(self.topic, key, value, headers + self._reasons(arrival.event, failure))
 
-    def _reasons(self, failure: HandlerError | None) -> Headers:
+    def _reasons(self, event: BaseEvent, failure: HandlerError | None) -> Headers:
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         headers: Headers = [
             ("dlq-consumer-group", self._group),
@@ -77,12 +77,13 @@ class DeadLetterTopic:
             ("dlq-last-failure-time", now),
         ]
         if failure is not None:
-            cause = failure.__cause__ or failure
+            cause = Failure.of(failure.__cause__ or failure, event)
             headers += [
                 ("dlq-handler", failure.handler),
                 ("dlq-attempts", str(failure.attempts)),
-                ("dlq-exception-class", type(cause).__qualname__),
-                ("dlq-exception-message", str(cause).encode()[:MESSAGE_BYTES]),
+                ("dlq-exception-class", cause.error_class),
+                ("dlq-exception-message", cause.message),
+                ("dlq-exception-stacktrace", cause.stack),
             ]
         return headers
 

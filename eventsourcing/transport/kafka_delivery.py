@@ -17,11 +17,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from eventsourcing.breaker import BreakerState, CircuitBreaker
 from eventsourcing.config import EventBusConfig
-from eventsourcing.dead_letters import PARKED, DeadLetter, park
-from eventsourcing.delivery import backoff, call_with_retry, is_outage
+from eventsourcing.dead_letters import PARKED, DeadLetter, lock_parked, park
+from eventsourcing.delivery import Delivery
 from eventsourcing.errors import HandlerError, UnavailableError
 from eventsourcing.events import BaseEvent, RecordedEvent
+from eventsourcing.failures import is_outage
 from eventsourcing.fold_handler import FoldHandler, advance, checkpoint_key
 from eventsourcing.gate import Arrival, OrderGate
 from eventsourcing.handlers import EventHandler
@@ -35,7 +37,6 @@ _log = logging.getLogger(__name__)
 GROUP_CHECKPOINTS = StateTable("group-checkpoints")
 """Key: group and aggregate_id. Value: {version}, the last one that is done."""
 
-CONCURRENT_AGGREGATES = 16
 _DRAIN_POLL_S = 0.005
 
 
@@ -57,13 +58,14 @@ class GroupDelivery:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _ready: dict[str, list[Arrival]] = field(default_factory=dict)
     _done: list[Arrival] = field(default_factory=list)
-    _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_AGGREGATES))
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _settling: bool = False
     _closing: bool = False
 
     def __post_init__(self) -> None:
         self._group = self.members[0].identity
+        breaker = CircuitBreaker(self._group, pause_s=self.config.outage_pause, on_change=self._tell)
+        self._calls = Delivery(self.config, breaker)
         self._folds = all(isinstance(member.handler, FoldHandler) for member in self.members)
         self._background = self._start(self._settle_forever())
 
@@ -221,32 +223,22 @@ class GroupDelivery:
         handler = member.handler
         if isinstance(handler, FoldHandler):
             handler = _InTransaction(handler, self.storage, self._group)
-        outages = 0
-        while True:
-            try:
-                async with self._places:
-                    await call_with_retry(
-                        handler,
-                        arrival.event,
-                        retries=self.config.retry_attempts,
-                        delay_s=self.config.retry_delay,
-                    )
-            except HandlerError as failure:
-                if failure.__cause__ is None or not is_outage(failure.__cause__):
-                    return failure
-                outages += 1
-                _log.warning("group %s waits: %s", self._group, failure)
-                await asyncio.sleep(backoff(min(outages, 6), 1.0))
-            else:
-                return None
+        try:
+            await self._calls.deliver(handler, arrival.event)
+        except HandlerError as failure:
+            return failure
+        return None
+
+    def _tell(self, state: BreakerState) -> None:
+        _log.warning("group %s: the circuit is %s", self._group, state)
 
     async def _park(self, key: str, arrivals: Sequence[Arrival], failure: HandlerError | None) -> bool:
         """Make dead letters of a failure and what is behind it; False when the aggregate is free again."""
-        row_key = checkpoint_key(self._group, arrivals[0].event.aggregate_id)
+        aggregate_id = arrivals[0].event.aggregate_id
         if self.topic is not None:
             await self.topic.publish(arrivals, failure)
         async with self.storage.transaction() as transaction:
-            if failure is None and await transaction.get(PARKED, row_key, lock=True) is None:
+            if failure is None and not await lock_parked(transaction, self._group, [aggregate_id]):
                 self.gate[key].parked = False
                 return False
             fresh = await self._checkpoint(transaction, arrivals)

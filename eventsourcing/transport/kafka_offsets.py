@@ -14,6 +14,10 @@ Place = tuple[str, int]
 """Topic and partition."""
 
 
+_AHEAD = 100
+"""How many messages may be done behind one that is not, for each that may be in hand."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """A message and where it stands."""
@@ -30,18 +34,20 @@ class Origin:
 
 @dataclass(slots=True)
 class _Partition:
-    order: deque[Origin] = field(default_factory=deque)
+    order: deque[int] = field(default_factory=deque)
     done: set[int] = field(default_factory=set)
+    open: int = 0
     bytes: int = 0
     ready: int | None = None
     paused: bool = False
 
 
 class Offsets:
-    """The partitions assigned now. `most` messages or `most_bytes` in hand are enough for all of them."""
+    """The partitions assigned now. `most` messages or `most_bytes` in hand are enough for all of them,
+    but each may have `least` messages."""
 
-    def __init__(self, *, most: int, most_bytes: int) -> None:
-        self._most, self._most_bytes = most, most_bytes
+    def __init__(self, *, most: int, most_bytes: int, least: int = 1) -> None:
+        self._most, self._most_bytes, self._least = most, most_bytes, least
         self._partitions: dict[Place, _Partition] = {}
 
     def assign(self, places: list[Place]) -> None:
@@ -60,7 +66,8 @@ class Offsets:
     def add(self, origin: Origin) -> None:
         """A message is in hand. Those of one partition are added by offset."""
         partition = self._partitions[origin.place]
-        partition.order.append(origin)
+        partition.order.append(origin.offset)
+        partition.open += 1
         partition.bytes += origin.size
 
     def done(self, origin: Origin) -> None:
@@ -69,11 +76,12 @@ class Offsets:
         if partition is None:
             return
         partition.done.add(origin.offset)
-        while partition.order and partition.order[0].offset in partition.done:
+        partition.open -= 1
+        partition.bytes -= origin.size
+        while partition.order and partition.order[0] in partition.done:
             first = partition.order.popleft()
-            partition.done.discard(first.offset)
-            partition.bytes -= first.size
-            partition.ready = first.offset + 1
+            partition.done.discard(first)
+            partition.ready = first + 1
 
     def committable(self, places: list[Place] | None = None) -> dict[Place, int]:
         """The offsets to commit, each once: the next message of each partition that went ahead."""
@@ -88,13 +96,15 @@ class Offsets:
         """Which partitions to pause, having enough in hand, and which to resume at half of it.
 
         Each partition has its share: a reader of several topics needs the slow ones to go on while
-        the fast ones wait, or it would wait for ever for what comes before.
+        the fast ones wait, or it would wait for ever for what comes before. What is done already behind
+        one that takes long counts little: it would be read again after a crash, and known.
         """
-        share = max(self._most // max(len(self._partitions), 1), 1)
+        share = max(self._most // max(len(self._partitions), 1), self._least)
         share_bytes = max(self._most_bytes // max(len(self._partitions), 1), 1)
         pause, resume = [], []
         for place, partition in self._partitions.items():
-            full = max(len(partition.order) / share, partition.bytes / share_bytes)
+            ahead = len(partition.order) / (share * _AHEAD)
+            full = max(partition.open / share, partition.bytes / share_bytes, ahead)
             if full >= 1 and not partition.paused:
                 partition.paused = True
                 pause.append(place)

@@ -28,7 +28,7 @@ class StoreTransport:
         """See Transport.start."""
         self._started = True
         for name in self._consumers:
-            self._launch(name)
+            await self._launch(name)
 
     async def stop(self) -> None:
         """See Transport.stop. What was in hand is delivered again after the next start."""
@@ -51,11 +51,12 @@ class StoreTransport:
             now = await self._storage.horizon() if subscription.group is None else 0
             self._consumers[name] = GroupConsumer(self._storage, self._config, [subscription], position=now)
         if self._started:
-            self._launch(name)
+            await self._launch(name)
 
-    def _launch(self, name: str) -> None:
+    async def _launch(self, name: str) -> None:
         """Start the consumer's task, anew when a member came: its types may have grown."""
         running = self._tasks.pop(name, None)
         if running is not None:
             running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
         self._tasks[name] = asyncio.create_task(self._consumers[name].run(), name=f"consumer {name}")

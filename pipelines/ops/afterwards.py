@@ -4,7 +4,7 @@ import dagster as dg
 
 from eventsourcing.errors import EventSourcingError
 from pipelines.config import MigrateConfig, RetryConfig, RollbackConfig, VerifyConfig
-from pipelines.ops.journaled import JournaledMigration, Places, request_of
+from pipelines.ops.journaled import JournaledMigration, Places, open_migration, request_of
 from pipelines.ops.migration import migration_id_of
 from pipelines.ops.reports import result_metadata, stage_metadata
 from resources.databases import DatabasesResource
@@ -24,7 +24,7 @@ async def preview(
     """Say what a migration would do, and write nothing to its target or its events."""
     request = {**request_of(config), "dry_run": True}
     places = Places(eventing, databases, workspace)
-    migration = JournaledMigration(context, migration_id_of(context, config), request, places)
+    migration = await open_migration(context, migration_id_of(context, config), request, places)
     await migration.take(request)
     try:
         async with migration.working(status="running"):
@@ -121,6 +121,6 @@ async def _known(
         request = await MigrationJournal(places.eventing.store.storage).request(migration_id)
     except EventSourcingError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    migration = JournaledMigration(context, migration_id, {**request, **changes}, places)
+    migration = await open_migration(context, migration_id, {**request, **changes}, places)
     await migration.link()
     return migration

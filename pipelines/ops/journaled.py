@@ -111,18 +111,12 @@ class JournaledMigration:
         return report_metadata(facts, address)
 
     def _engine(self, request: Mapping[str, Any]) -> Migration:
-        """The engine's run with every name resolved. A name that is not configured fails the op."""
+        """The engine's run with every name resolved. Raises NotFoundError for one that is not configured."""
         places = self._places
-        try:
-            mapping = places.workspace.mapping(request["mapping"])
-            source_url = places.databases.source_url(request["source"])
-            target_url = places.databases.target_url(request["target"])
-        except EventSourcingError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
         return Migration(
-            mapping,
-            source_url=source_url,
-            target_url=target_url,
+            places.workspace.mapping(request["mapping"]),
+            source_url=places.databases.source_url(request["source"]),
+            target_url=places.databases.target_url(request["target"]),
             store=places.eventing.store,
             work_dir=places.workspace.folder(),
             migration_id=self.migration_id,
@@ -136,6 +130,21 @@ class JournaledMigration:
             self.engine.stop()
         self._watch.say(f"{progress.stage} {progress.entity}: {progress.done} of {progress.total}")
         self.journaling.progress(progress)
+
+
+async def open_migration(
+    context: dg.OpExecutionContext, migration_id: str, request: Mapping[str, Any], places: Places
+) -> JournaledMigration:
+    """The migration with every name resolved. A name that is not configured fails the op, and the
+    migration that waits for this run."""
+    try:
+        return JournaledMigration(context, migration_id, request, places)
+    except EventSourcingError as error:
+        journal = MigrationJournal(places.eventing.store.storage)
+        row = await journal.get(migration_id)
+        if row is not None and row["status"] == "queued":
+            await journal.update(migration_id, status="failed", failure=str(error))
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def request_of(config: MigrateConfig) -> dict[str, Any]:

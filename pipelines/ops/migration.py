@@ -16,7 +16,7 @@ from eventsourcing.query import EventQuery
 from pipelines.config import MigrateConfig
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.run import Migration
-from pipelines.ops.journaled import JournaledMigration, Places, request_of
+from pipelines.ops.journaled import JournaledMigration, Places, open_migration, request_of
 from pipelines.ops.reports import plotted, stage_metadata
 from resources.databases import DatabasesResource
 from resources.eventing import EventingResource
@@ -55,7 +55,7 @@ def stage_op(name: str, stage: Stage, description: str, *, first: bool = False) 
         workspace: WorkspaceResource,
     ):
         request, places = request_of(config), Places(eventing, databases, workspace)
-        migration = JournaledMigration(context, migration_id_of(context, config), request, places)
+        migration = await open_migration(context, migration_id_of(context, config), request, places)
         if first or context.run.parent_run_id is not None:
             await migration.take(request)
         try:
@@ -118,7 +118,7 @@ async def compensate(
         context.log.info("no stage failed: there is nothing to undo")
         return
     places = Places(eventing, databases, workspace)
-    migration = JournaledMigration(context, migration_id, request_of(config), places)
+    migration = await open_migration(context, migration_id, request_of(config), places)
     async with migration.working(status="rolling_back"):
         outcome = await migration.engine.rollback(f"a stage failed: {reason}")
     await migration.journaling.ended("rolled_back", failure=reason)

@@ -146,7 +146,9 @@ async def test_documented_errors_are_problems_and_operations_keep_their_names(
         "events": {
             "publish_event", "publish_batch", "query_events", "event_stats", "get_event",
             "all_migration_stats", "migration_stats", "user_migrations", "admin_migrations",
-            "health", "livez", "readyz",
+            "create_migration", "list_migrations", "get_migration", "resume_migration", "cancel_migration",
+            "verify_migration", "rollback_migration", "list_quarantine", "retry_quarantine", "get_report",
+            "get_report_page", "health", "livez", "readyz",
         },
         "replays": {
             "create_replay", "list_replays", "get_replay", "delete_replay", "create_snapshot",

@@ -59,6 +59,10 @@ over_the_store = pytest.mark.parametrize(
 """What a relay to memory cannot have: history for new groups, groups over several processes."""
 
 
+checkpointed = pytest.mark.parametrize("transported", ["store-in-memory", "store-on-postgres"], indirect=True)
+"""Transports whose groups follow the store itself, by one checkpoint of positions."""
+
+
 def user(number: int, name: str = "ann") -> UserMigratedEvent:
     return UserMigratedEvent(user_id=f"user-{number}", username=name, source_data={}, target_data={})
 

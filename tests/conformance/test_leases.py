@@ -7,7 +7,8 @@ import asyncio
 import asyncpg
 import pytest
 
-from eventsourcing import EventStore
+from eventsourcing import EventStore, UnavailableError
+from eventsourcing.storage import postgres_leases
 from eventsourcing.storage.postgres import PostgresStorage
 
 
@@ -78,3 +79,36 @@ async def test_a_lease_dies_with_its_connection(
         await administrator.execute("SELECT pg_terminate_backend($1, 5000)", pid)
         async with postgres.storage.lease("relay") as ours:
             assert ours
+
+
+async def test_a_holder_that_lost_its_lease_is_told(
+    postgres: EventStore, administrator: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_leases, "BEAT_S", 0.1)
+
+    async def hold() -> None:
+        async with postgres.storage.lease("relay"):
+            await administrator.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks "
+                "WHERE locktype = 'advisory' AND classid = 17747 AND objsubid = 2"
+            )
+            await asyncio.sleep(20)
+
+    with pytest.raises(UnavailableError):
+        await hold()
+
+
+async def test_a_process_that_falls_silent_loses_its_lease_and_one_that_works_long_does_not(
+    postgres: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_leases, "SILENCE_S", 0.5)
+    monkeypatch.setattr(postgres_leases, "BEAT_S", 0.1)
+    async with postgres.storage.lease("alive"):
+        monkeypatch.setattr(postgres_leases, "BEAT_S", 60)  # the next holder is as if stopped
+        async with postgres.storage.lease("silent") as ours:
+            assert ours
+            await asyncio.sleep(1.5)
+            async with postgres.storage.lease("silent") as taken_over:
+                assert taken_over
+            async with postgres.storage.lease("alive") as still_held:
+                assert not still_held

@@ -14,6 +14,7 @@ from eventsourcing.bootstrap import open_system
 from pipelines.jobs import migrate
 from pipelines.sensors import crashed_migrations
 from resources.migration_journal import MigrationJournal
+from tests.pipelines.conftest import RunJob
 
 REQUEST = {"mapping": "panel", "source": "panel.db", "target": "target", "on_failure": "keep"}
 
@@ -67,3 +68,18 @@ def test_what_ended_in_order_is_left_alone(instance: dg.DagsterInstance, status:
     assert asyncio.run(row_after(status, run.run_id, instance, run))["status"] == status
     other = asyncio.run(row_after("running", "a later run", instance, run))
     assert other["status"] == "running", "the migration goes on in another run"
+
+
+def test_a_name_that_is_gone_fails_the_migration_that_waits(run_job: RunJob) -> None:
+    async def row(*, create: bool) -> dict[str, Any]:
+        async with open_system() as system:
+            await system.store.initialize()
+            journal = MigrationJournal(system.store.storage)
+            if create:
+                await journal.create("m-1", REQUEST)
+            return await journal.get("m-1") or {}
+
+    assert asyncio.run(row(create=True))["status"] == "queued"
+    assert not run_job("migrate", {**REQUEST, "migration_id": "m-1"}).success
+    failed = asyncio.run(row(create=False))
+    assert (failed["status"], failed["failure"]) == ("failed", "no mapping 'panel'")

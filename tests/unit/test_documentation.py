@@ -44,11 +44,12 @@ def test_every_python_block_of_the_readme_runs(block: str) -> None:
             ["{'given_name': 'Ada', 'family_name': 'Lovelace'}"],
         ),
         ("backfill", "", ["1", "0"]),
+        ("operate-the-bus", "", ["[]", "{}"]),
     ],
 )
 def test_the_python_block_of_a_guide_does_what_it_says(guide: str, shown: str, prints: list[str]) -> None:
     text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text("utf-8")
-    [block] = re.findall(r"```python\n(.*?)```", text, re.S)
+    block = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
 
     done = subprocess.run([sys.executable, "-c", block + shown], capture_output=True, text=True, check=False)
 

@@ -302,14 +302,6 @@ async def test_the_same_recorded_event_handled_twice_counts_once() -> None:
     assert handler.get_migration_stats(ID)["user_count"] == 1
 
 
-async def test_applying_a_batch_twice_changes_nothing(store: EventStore) -> None:
-    await store.append_events([started(correlation_id=CORRELATION), user(1, correlation_id=CORRELATION)])
-    events = [event async for event in store.get_all_events()]
-    for _ in range(2):
-        await MIGRATION_STATISTICS_MODEL.apply(store.storage, events, position=events[-1].position)
-    assert (await MIGRATION_STATISTICS_MODEL.stats(store.storage, ID))["user_count"] == 1
-
-
 def story() -> list[BaseEvent]:
     """A whole migration and its undoing, in several aggregates, beside another migration."""
     first = started(correlation_id=CORRELATION)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from eventsourcing import ConfigurationError, EventBusConfig, EventReplayConfig, EventStoreConfig, Settings
+from resources.dagster_home import environment_of
 
 
 def refused() -> str:
@@ -130,3 +131,18 @@ def test_every_setting_is_described_in_the_docs() -> None:
     plain = {"database_url": "DATABASE_URL", "kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS"}
     names = {plain.get(field, f"ESM_{field.upper()}") for field in Settings.model_fields} - {"ESM_LOG_LEVEL"}
     assert {name for name in names if name not in text} == set()
+
+
+@pytest.mark.parametrize("options", [{}, {"sasl.username": "me", "sasl.password": "a=b"}])
+def test_a_child_process_loads_the_settings_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, str], tmp_path: Path
+) -> None:
+    settings = Settings(
+        database_url="postgresql+asyncpg://me@here/events",
+        kafka_options=options,
+        connections_file=tmp_path / "connections.yaml",
+        allow_insecure_bind=True,
+    )
+    for name, value in environment_of(settings).items():
+        monkeypatch.setenv(name, value)
+    assert Settings.load() == settings

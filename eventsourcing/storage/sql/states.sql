@@ -67,3 +67,7 @@ SELECT pg_try_advisory_lock(17747, hashtext($1))
 -- name: release_lease
 -- Refused with a warning by a session that does not hold it.
 SELECT pg_advisory_unlock(17747, hashtext($1))
+
+-- name: beat
+-- Says that the session's process is alive: the server ends sessions that stay silent.
+SELECT

@@ -9,6 +9,7 @@ from typing import Any
 from eventsourcing import EventStore
 from eventsourcing.events import BaseEvent
 from eventsourcing.fold_handler import FoldHandler
+from eventsourcing.folds import Counted
 from eventsourcing.relay import relay_position
 
 
@@ -44,6 +45,8 @@ class Versions:
 
     name = "versions"
     version = 1
+    types: frozenset[str] | None = None
+    counted: Counted | None = None
 
     def key(self, event: BaseEvent) -> str | None:
         return event.aggregate_id
@@ -51,5 +54,5 @@ class Versions:
     def initial(self) -> dict[str, Any]:
         return {"versions": []}
 
-    def apply(self, state: dict[str, Any], event: BaseEvent) -> None:
+    def apply(self, state: dict[str, Any], event: BaseEvent, times: int = 1) -> None:  # noqa: ARG002 - never counted
         state["versions"].append(event.event_version)

@@ -214,6 +214,7 @@ async def test_a_slow_handler_has_partitions_paused_and_gets_everything(
     store: EventStore, kafka: EventBusConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka_consumer, "MOST_IN_HAND", 40)
+    monkeypatch.setattr(kafka_consumer, "LEAST_OF_A_PARTITION", 1)
     paused: list[Any] = []
     pressure = Offsets.pressure
 
@@ -326,3 +327,31 @@ async def test_a_group_that_no_topic_can_be_named_after_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match="consumer group 'the readers'"):
         await EventBus(kafka, store=store).subscribe([], InMemoryHandler(), consumer_group="the readers")
+
+
+async def test_a_slow_aggregate_holds_nobody_back_and_is_taken_up_after_a_restart(
+    store: EventStore, kafka: EventBusConfig
+) -> None:
+    class Held(InMemoryHandler):
+        gate = asyncio.Event()
+
+        async def handle(self, event: Any) -> None:
+            if event.aggregate_id == "order-0":
+                await self.gate.wait()
+            await super().handle(event)
+
+    first, second = Held(), InMemoryHandler()
+    bus = EventBus(kafka, store=store)
+    await bus.subscribe([], first, consumer_group="readers")
+    await store.append_events([draft(f"order-{number % 100}") for number in range(3000)])
+    async with bus:
+        await until(lambda: len(first.events) == 30 * 99)
+    bus = EventBus(kafka, store=store)
+    await bus.subscribe([], second, consumer_group="readers")
+    async with bus:
+        await until(lambda: len(second.events) == 30)
+        await asyncio.sleep(1)
+
+    assert [(event.aggregate_id, event.event_version) for event in second.events] == [
+        ("order-0", version) for version in range(1, 31)
+    ]
