@@ -113,14 +113,17 @@ class _Judgement:
         for stage, names in (("valid", [name, *(f"{name}.{c}" for c in children)]), ("quarantine", [name])):
             run.manifest.staged[stage] |= {item: [] for item in names}
         total, done, quarantined = sum(chunk.rows for chunk in self.chunks), 0, 0
+        others = run.plan.entities.values()
+        is_parent = any(field.ref == name for other in others for field in other.fields.values())
         for place, (chunk, violations) in enumerate(zip(self.chunks, self.found, strict=True)):
             frame = self._with_references(run.read(chunk))
             valid = frame.join(violations.select("_key"), on="_key", how="anti", maintain_order="left")
             run.write("valid", name, chunk.number, valid.drop(_INNER))
             run.write("quarantine", name, chunk.number, violations)
             self._stage_children(place, valid, children)
-            accepted = pl.col("_key").is_in(valid["_key"].implode())
-            keys.append(frame.select("_key", pl.when(accepted).then("_record").alias("_record")))
+            if is_parent:
+                accepted = pl.col("_key").is_in(valid["_key"].implode())
+                keys.append(frame.select("_key", pl.when(accepted).then("_record").alias("_record")))
             done, quarantined = done + chunk.rows, quarantined + chunk.rows - valid.height
             run.progress("validate", name, done, total)
         self._stage_gone()
@@ -236,7 +239,7 @@ class _Judgement:
             return
         rows = pl.concat(self.accepted)
         checks = [(_shared(unique), unique.columns) for unique in self.entity.unique]
-        checks.append((pl.len().over("_key") > 1, ("_key",)))
+        checks.append((pl.col("_key").is_duplicated(), ("_key",)))
         for broken, columns in checks:
             column = self.entity.mapping.key if columns == ("_key",) else ", ".join(columns)
             check = Check("unique", column, rule_message("unique", None), broken.fill_null(value=False))
@@ -262,7 +265,8 @@ def _shared(unique: Unique) -> pl.Expr:
     """True where the values, none of them null, stand in more than one row."""
     values = [pl.col(f"t:{name}") for name in unique.columns]
     compared = [value.str.to_lowercase() for value in values] if unique.folds_case else values
-    return (pl.len().over(compared) > 1) & pl.all_horizontal(value.is_not_null() for value in values)
+    together = compared[0] if len(compared) == 1 else pl.struct(compared)
+    return together.is_duplicated() & pl.all_horizontal(value.is_not_null() for value in values)
 
 
 def _long_form(frame: pl.DataFrame, checks: list[tuple[str, Check]]) -> pl.DataFrame:
@@ -279,7 +283,7 @@ def _long_form(frame: pl.DataFrame, checks: list[tuple[str, Check]]) -> pl.DataF
 
 
 def _by_chunk(rows: pl.DataFrame, check: Check, chunks: int) -> Iterator[pl.DataFrame]:
-    broken = rows.with_columns(check.broken.alias("_broken")).filter("_broken")
+    broken = rows.filter(check.broken).select("_key", "_place", pl.lit(value=True).alias("_broken"))
     always = Check(check.rule, check.column, check.message, pl.col("_broken"))
     for number in range(chunks):
         yield _long_form(broken.filter(pl.col("_place") == number), [("validate", always)])

@@ -15,7 +15,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from eventsourcing import EventStore, EventStoreConfig
 from eventsourcing.canonical import state_hash
@@ -98,8 +99,15 @@ class Scene:
 class Stage:
     """Makes scenes: databases copied from others, dropped when they were used."""
 
-    def __init__(self, administration: Connection, server: EmbeddedPostgres, folder: Path) -> None:
-        self.administration, self.server, self.folder = administration, server, folder
+    def __init__(self, server: EmbeddedPostgres, folder: Path) -> None:
+        self.server, self.folder = server, folder
+        self._engine = create_engine(
+            server.url("postgres", driver="psycopg2"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+        )
+
+    def _administer(self, statement: str) -> None:
+        with self._engine.connect() as connection:
+            connection.execute(text(statement))
 
     @contextmanager
     def scene(self, size: Size, source: str, like: Scene | None = None) -> Iterator[Scene]:
@@ -107,19 +115,19 @@ class Stage:
         names = [f"kill_{uuid4().hex}" for _ in range(2)]
         for name, url in zip(names, (like.target, like.events) if like else ("", ""), strict=True):
             template = f" TEMPLATE {url.rpartition('/')[2].partition('?')[0]}" if url else ""
-            self.administration.execute(text(f"CREATE DATABASE {name}{template}"))
+            self._administer(f"CREATE DATABASE {name}{template}")
         work = self.folder / names[0]
         if like is not None and like.work.exists():
             shutil.copytree(like.work, work)
         yield Scene(size, source, self.server.url(names[0]), self.server.url(names[1]), work)
         for name in names:
-            self.administration.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+            self._administer(f"DROP DATABASE {name} WITH (FORCE)")
         shutil.rmtree(work, ignore_errors=True)
 
 
 @pytest.fixture
-def stage(administration: Connection, postgres_server: EmbeddedPostgres, tmp_path: Path) -> Stage:
-    return Stage(administration, postgres_server, tmp_path)
+def stage(postgres_server: EmbeddedPostgres, tmp_path: Path) -> Stage:
+    return Stage(postgres_server, tmp_path)
 
 
 @pytest.fixture

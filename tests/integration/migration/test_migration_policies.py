@@ -14,7 +14,14 @@ import sqlalchemy as sa
 
 from eventsourcing import EventStore
 from eventsourcing.events import RecordedEvent
-from pipelines.migration import Mapping, MigrationError, Progress, StageOutcome, parse_mapping
+from pipelines.migration import (
+    Mapping,
+    MigrationError,
+    Progress,
+    StageOutcome,
+    TargetBusyError,
+    parse_mapping,
+)
 from pipelines.migration.transforms import Settings, register_child_function
 from tests.integration.migration.lab import Lab, all_events
 
@@ -277,3 +284,12 @@ async def test_a_run_that_died_goes_on_to_the_same_target(filled: Lab) -> None:
             after = everything(filled)
             await again.rollback("and once more")
         assert after[1] != everything(filled)[1]
+
+
+async def test_two_runs_do_not_share_a_target_whatever_its_kind(filled: Lab) -> None:
+    async with EventStore(use_memory=True) as store:
+        await filled.migration(store, mapping=mapping("update")).start()
+        with pytest.raises(TargetBusyError, match="'migration-1' holds the target"):
+            await filled.migration(store, "migration-2", mapping=mapping("update")).start()
+        await filled.migration(store, mapping=mapping("update")).rollback("let go")
+        await filled.migration(store, "migration-2", mapping=mapping("update")).start()
