@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from eventsourcing.events import RecordedEvent
 from eventsourcing.storage.base import EventStorage
@@ -15,6 +16,14 @@ from eventsourcing.storage.base import EventStorage
 CACHED_AGGREGATES = 50_000
 
 Versions = Mapping[str, int]
+
+_NOTHING: tuple[int, Versions] = (0, {})
+
+
+@lru_cache(1024)
+def _only(event_type: str, version: int) -> tuple[int, Versions]:
+    """What is known after an aggregate's first event: shared, for most aggregates have no second one."""
+    return version, {str(event_type): version}
 
 
 class Predecessors:
@@ -32,13 +41,13 @@ class Predecessors:
         await self._look_up(events)
         found: list[Versions] = []
         for event in events:
-            _, versions = self._known.get(event.aggregate_id, (0, {}))
+            _, versions = self._known.pop(event.aggregate_id, _NOTHING)
             found.append(versions)
             self._known[event.aggregate_id] = (
-                event.event_version,
-                {**versions, str(event.event_type): event.event_version},
+                (event.event_version, {**versions, str(event.event_type): event.event_version})
+                if versions
+                else _only(event.event_type, event.event_version)
             )
-            self._known.move_to_end(event.aggregate_id)
         while len(self._known) > self._size:
             self._known.popitem(last=False)
         return found
@@ -51,7 +60,7 @@ class Predecessors:
         unknown = {
             aggregate_id: version
             for aggregate_id, version in first.items()
-            if self._known.get(aggregate_id, (0, {}))[0] != version - 1
+            if self._known.get(aggregate_id, _NOTHING)[0] != version - 1
         }
         for aggregate_id in unknown:
             self._known.pop(aggregate_id, None)

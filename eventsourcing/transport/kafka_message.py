@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 from uuid import UUID
 
+import orjson
 from confluent_kafka import Message
 
 from eventsourcing.canonical import decode, encode, utc
@@ -55,13 +56,14 @@ def encode_message(
     prefix: str, event: BaseEvent, predecessors: Mapping[str, int] | None = None
 ) -> OutgoingMessage:
     """The message of an event. `predecessors`: the last version of each type before it in its aggregate."""
-    kind = str(event.event_type)
+    kind = event.event_type
+    content_type, version, ce_type, source = _headers_of_kind(prefix, kind, event.aggregate_type)
     headers: Headers = [
-        ("content-type", "application/json"),
-        ("ce_specversion", "1.0"),
+        content_type,
+        version,
         ("ce_id", str(event.event_id)),
-        ("ce_type", kind),
-        ("ce_source", _source(prefix, event.aggregate_type)),
+        ce_type,
+        source,
         ("ce_subject", event.aggregate_id),
         ("ce_time", _moment(event.timestamp)),
         ("ce_partitionkey", event.aggregate_id),
@@ -129,6 +131,16 @@ def decode_event(value: bytes | None, headers: Headers) -> tuple[BaseEvent, dict
 
 
 @lru_cache(1024)
+def _headers_of_kind(prefix: str, event_type: str, aggregate_type: str) -> Headers:
+    """What the messages of a kind of event have in common."""
+    return [
+        ("content-type", "application/json"),
+        ("ce_specversion", "1.0"),
+        ("ce_type", str(event_type)),
+        ("ce_source", _source(prefix, aggregate_type)),
+    ]
+
+
 def _source(prefix: str, aggregate_type: str) -> str:
     return f"/{quote(prefix, safe='')}/{quote(aggregate_type, safe='')}"
 
@@ -139,7 +151,8 @@ def _aggregate_type(source: str) -> str:
 
 
 def _moment(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
+    """RFC 3339 in UTC, as `canonical.encode` writes it."""
+    return orjson.dumps(moment, option=orjson.OPT_UTC_Z)[1:-1].decode()
 
 
 def _parsed(moment: str) -> datetime:

@@ -56,7 +56,9 @@ class KafkaProducer:
             polled = self._polled = self._polled or _Polled(Producer(self._options))
             batch = Batch(polled, len(messages))
             for place, message in enumerate(messages):
-                await self._queue(polled, message, partial(batch.settle, place))
+                settle = partial(batch.settle, place)
+                while not self._queued(polled, message, settle):  # noqa: ASYNC110 - the queue tells nobody
+                    await asyncio.sleep(_QUEUE_FULL_PAUSE_S)
         return batch
 
     async def settled(self, batch: Batch) -> dict[int, str]:
@@ -78,21 +80,19 @@ class KafkaProducer:
         if polled is not None:
             await asyncio.to_thread(polled.close, flush_s=_FLUSH_S)
 
-    async def _queue(self, polled: _Polled, message: OutgoingMessage, settle: partial[None]) -> None:
-        while True:
-            if polled is not self._polled:
-                raise UnavailableError("Kafka did not take earlier events")
-            try:
-                polled.producer.produce(
-                    message.topic, message.value, message.key, headers=message.headers, on_delivery=settle
-                )
-            except BufferError:
-                await asyncio.sleep(_QUEUE_FULL_PAUSE_S)
-            except KafkaException as error:  # refused before it was queued
-                settle(error.args[0], None)
-                return
-            else:
-                return
+    def _queued(self, polled: _Polled, message: OutgoingMessage, settle: partial[None]) -> bool:
+        """Whether there was room in the local queue, or the message is refused and settled."""
+        if polled is not self._polled:
+            raise UnavailableError("Kafka did not take earlier events")
+        try:
+            polled.producer.produce(
+                message.topic, message.value, message.key, headers=message.headers, on_delivery=settle
+            )
+        except BufferError:
+            return False
+        except KafkaException as error:  # refused before it was queued
+            settle(error.args[0], None)
+        return True
 
     async def _replace(self, polled: _Polled) -> None:
         if polled is self._polled:
