@@ -64,6 +64,8 @@ async def rollback(
         await _undo_entity(run, entity, current, references)
     stats = await asyncio.to_thread(_statistics, run, current)
     outcome = StageOutcome("rollback", datetime.now(UTC), {**stats, "rollback_id": current.rollback_id})
+    if current.to_stage is None:  # nothing goes on from here, and what is staged holds secrets
+        await asyncio.to_thread(run.remove_staged)
     await _announce_end(run, current, stats)
     await asyncio.to_thread(_end, run, current, whole=stats["residual_diff"] == 0)
     return outcome

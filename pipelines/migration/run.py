@@ -22,7 +22,6 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.migration.announce import EventLog
-from pipelines.migration.chunks import remove_stage
 from pipelines.migration.complete import complete
 from pipelines.migration.context import Progress, Reporter, RunContext
 from pipelines.migration.errors import MigrationError, RunStoppedError, SourceError
@@ -228,7 +227,7 @@ class Migration:
         async with self._stage("complete", work) as (run, outcome):
             await run.announcer.stage(outcome)
             await asyncio.to_thread(run.set_status, "completed")
-            await asyncio.to_thread(_remove_staged, run)
+            await asyncio.to_thread(run.remove_staged)
             return outcome
 
     async def fail(self, error: Exception) -> None:
@@ -252,10 +251,7 @@ class Migration:
         when the stage's files are gone.
         """
         async with self._open(undoing=True) as run:
-            outcome = await rollback(run, reason=reason, to_stage=to_stage, force=force)
-            if to_stage is None:  # nothing goes on from here, and what is staged holds secrets
-                await asyncio.to_thread(_remove_staged, run)
-            return outcome
+            return await rollback(run, reason=reason, to_stage=to_stage, force=force)
 
     def _source_if_there(self) -> Source | None:
         try:
@@ -276,10 +272,3 @@ class Migration:
             yield run
         finally:
             run.target.close()
-
-
-def _remove_staged(run: RunContext) -> None:
-    """Remove the rows that every attempt staged; what is in quarantine is told without any value."""
-    for attempt in run.attempts:
-        for stage in ("extract", "transform", "valid"):
-            remove_stage(attempt.folder, stage)
