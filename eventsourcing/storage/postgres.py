@@ -55,6 +55,7 @@ SESSION = {
     "enable_bitmapscan": "off",
     "enable_seqscan": "off",
     "max_parallel_workers_per_gather": "0",
+    "jit": "off",  # up to PostgreSQL 17 a node set off costs 1e10, and each such statement would be compiled
 }
 """One plan for every page, whatever its values: walk the index that holds the order, and stop at the page's
 end. A plan made for the values walks all positions in search of a type that only began late."""
