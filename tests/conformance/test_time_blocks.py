@@ -10,10 +10,12 @@ import asyncpg
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
 
 from eventsourcing import EventQuery, EventStore
 from eventsourcing.storage import time_blocks
 from eventsourcing.storage.postgres import PostgresStorage
+from eventsourcing.storage.postgres_pool import ConnectionPool
 
 BEGAN = datetime(2024, 1, 1, tzinfo=UTC)
 BLOCK = time_blocks.BLOCK
@@ -104,17 +106,26 @@ async def test_what_is_not_behind_the_horizon_is_not_summarised(
 
 
 async def test_who_may_not_write_blocks_reads_without_them(
-    postgres: EventStore, administrator: asyncpg.Connection
+    postgres: EventStore, administrator: asyncpg.Connection, database_url: str
 ) -> None:
     await filled(postgres, 1.5)
     await administrator.execute(LOOKER)
+    pool = ConnectionPool(
+        make_url(database_url),
+        size=1,
+        settings={"role": "looker"},
+        statement_timeout_s=10,
+        wait_s=10,
+        before_session=lambda: None,
+    )
+    await pool.open()
     try:
-        await administrator.execute("SET ROLE looker")
         query = EventQuery(from_timestamp=at(5), to_timestamp=at(6))
-        parts = await time_blocks.narrowed(administrator, query, 10**6)
+        parts = await time_blocks.narrowed(pool, query, 10**6)
         assert [(part.after_position, part.to_position) for part in parts] == [(0, 2**63 - 1)]
     finally:
-        await administrator.execute("RESET ROLE; DROP OWNED BY looker; DROP ROLE looker")
+        await pool.close()
+        await administrator.execute("DROP OWNED BY looker; DROP ROLE looker")
 
 
 @settings(max_examples=100, deadline=None)
