@@ -1,4 +1,4 @@
-"""An old payload reads as the newest one wherever it is read, and what is stored stays (ADR 15)."""
+"""An old payload reads as the newest one wherever it is read, and what is stored stays (ADR 9)."""
 
 from __future__ import annotations
 
