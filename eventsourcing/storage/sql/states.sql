@@ -42,21 +42,23 @@ WHERE table_name = $1 AND key >= $2 AND key < $3 ORDER BY key DESC LIMIT $4
 SELECT count(*) FROM states WHERE table_name = $1 AND key >= $2 AND key < $3
 
 -- name: delete_many
--- Locked in one order of rows for everyone: no deadlocks.
-DELETE FROM states WHERE table_name = $1 AND key IN (
+-- Locked in one order of rows for everyone: no deadlocks. Materialised, for a plan may run a subquery
+-- again for every row, and so lock, and purge, other rows each time.
+WITH chosen AS MATERIALIZED (
     SELECT key FROM states WHERE table_name = $1 AND key = ANY($2::text[]) ORDER BY key FOR UPDATE
 )
+DELETE FROM states USING chosen WHERE states.table_name = $1 AND states.key = chosen.key
 
 -- name: purge
 -- In the same order of row locks. What another transaction sets again while this one waits is spared.
--- The keys of the prefix are walked: an index on changed_at would end the in-place updates of all states.
-WITH gone AS (
-    DELETE FROM states WHERE table_name = $1 AND key IN (
-        SELECT key FROM states
-        WHERE table_name = $1 AND key >= $2 AND key < $3
-          AND ($4::float8 IS NULL OR changed_at < clock_timestamp() - make_interval(secs => $4))
-        ORDER BY key LIMIT $5 FOR UPDATE
-    ) RETURNING key
+WITH chosen AS MATERIALIZED (
+    SELECT key FROM states
+    WHERE table_name = $1 AND key >= $2 AND key < $3
+      AND ($4::float8 IS NULL OR changed_at < clock_timestamp() - make_interval(secs => $4))
+    ORDER BY key LIMIT $5 FOR UPDATE
+), gone AS (
+    DELETE FROM states USING chosen WHERE states.table_name = $1 AND states.key = chosen.key
+    RETURNING states.key
 )
 SELECT count(*) FROM gone
 
