@@ -23,6 +23,7 @@ from sqlalchemy.pool import NullPool
 
 from eventsourcing.errors import ConfigurationError, UnavailableError
 from eventsourcing.storage.postgres import PostgresStorage
+from eventsourcing.storage.schema import newest_version, schema_version, upgrade
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # without a runtime directory it says that it uses the temporary one
@@ -180,9 +181,12 @@ class EmbeddedStorage(PostgresStorage):
         self._embedded = EmbeddedPostgres(data_dir)
 
     async def open(self) -> None:
-        """See EventStorage.open."""
+        """See EventStorage.open. An older schema is upgraded: nobody else runs this server."""
         if self._pool is None:
             self._url = await asyncio.to_thread(self._started_url)
+            current = await schema_version(self._url)
+            if current is not None and current < newest_version():
+                await upgrade(self._url)
         await super().open()
 
     async def close(self) -> None:
