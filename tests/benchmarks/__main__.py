@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
+from eventsourcing.bootstrap import collect_rarely
 from tests.benchmarks import bus, folds, memory, migration, scale, store
 from tests.benchmarks.measure import Report
 
@@ -27,6 +28,7 @@ async def main(names: list[str]) -> None:
     """Run the sections named, else all."""
     if unknown := set(names) - set(SECTIONS):
         sys.exit(f"no section {min(unknown)!r}; there are {', '.join(SECTIONS)}")
+    collect_rarely()  # as every process of ours does
     for name in names or SECTIONS:
         report = Report()
         report.console.rule(name)

@@ -8,6 +8,7 @@ import sys
 import time
 
 from eventsourcing import EventQuery, EventReplay, EventReplayConfig, EventStore
+from eventsourcing.bootstrap import collect_rarely
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
 from tests.benchmarks.measure import Report, bench_server, bench_store
@@ -56,6 +57,7 @@ WORK = {"append_frame": _append_frame, "read": _read, "replay": _replay}
 
 async def main(what: str, count: int, url: str) -> None:
     """Do the work and print how long it took and what it held at most."""
+    collect_rarely()
     began = time.perf_counter()
     async with EventStore(storage=PostgresStorage(url)) as store:
         await WORK[what](store, count)
