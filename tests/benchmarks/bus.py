@@ -162,7 +162,7 @@ async def latency(store: EventStore, bus_config: EventBusConfig) -> list[float]:
     bus = EventBus(bus_config, store=store)
     await bus.subscribe(["user.migrated"], handler, consumer_group=f"late-{uuid4().hex[:8]}", start="now")
     async with bus:
-        while not handler.at:  # noqa: ASYNC110 - until it has joined, and skipped the past
+        while not handler.at:  # until it has joined, and skipped the past
             await store.append_event(draft(1))
             await asyncio.sleep(0.2)
         began = time.perf_counter()
