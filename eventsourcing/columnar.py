@@ -43,7 +43,10 @@ class RowIds:
 
     def of(self, first_row: int, count: int) -> list[str]:
         """Ids of `count` rows: UUIDv8 of the start, a hash of the name, and the row's number (RFC 9562,
-        5.8). They grow with the number, so that they lie together in an index."""
+        5.8). They grow with the number, so that they lie together in an index. Raises InvalidEventError
+        beyond ROWS_AT_MOST."""
+        if first_row + count > ROWS_AT_MOST:
+            raise InvalidEventError(f"one name has at most {ROWS_AT_MOST:,} rows", index=first_row)
         milliseconds = int(utc(self.started_at).timestamp() * 1000) & (2**48 - 1)
         name = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:6]) & (2**42 - 1)
         high = f"{milliseconds:012x}8{name >> 30:03x}{0x8000 | (name >> 16) & 0x3FFF:04x}{name & 0xFFFF:04x}"

@@ -22,6 +22,7 @@ from eventsourcing import (
     InvalidEventError,
     RecordedEvent,
 )
+from eventsourcing.columnar import ROWS_AT_MOST, RowIds
 from eventsourcing.frames import CHUNKS, Frames, append_manifest
 from eventsourcing.storage.postgres import PostgresStorage
 
@@ -244,6 +245,13 @@ async def test_columns_must_be_those_of_events(store: EventStore) -> None:
     with pytest.raises(ValueError, match="name"):
         await store.append_frame(frame(1), name="")
     assert await everything(store) == []
+
+
+def test_row_ids_end_where_the_number_of_a_row_has_no_room() -> None:
+    ids = RowIds("long", datetime(2024, 1, 1, tzinfo=UTC))
+    assert [len(each) for each in ids.of(ROWS_AT_MOST - 2, 2)] == [32, 32]
+    with pytest.raises(InvalidEventError, match="at most"):
+        ids.of(ROWS_AT_MOST - 1, 2)
 
 
 async def test_an_empty_frame_appends_nothing(store: EventStore) -> None:
