@@ -11,6 +11,7 @@ import orjson
 from fastapi import APIRouter, Body, FastAPI, Header, Query, Request
 from fastapi.responses import Response
 
+from api.access import Scope, needs
 from api.application import new_application
 from api.dependencies import OpenStore, event_json, json_response, reach
 from api.health import health_router
@@ -64,6 +65,7 @@ views = APIRouter(route_class=JsonRoute, tags=["migrations"])
     status_code=201,
     response_model=EventOut,
     responses={200: {"model": EventOut, "description": "Stored before"}, **WRITE},
+    openapi_extra=needs(Scope.APPEND),
 )
 async def publish_event(store: OpenStore, body: EventBody) -> Response:
     """Store one event. The same event_id again stores nothing and answers 200 with the stored event."""
@@ -74,7 +76,13 @@ async def publish_event(store: OpenStore, body: EventBody) -> Response:
     return json_response(event_json(event), 200 if known else 201, headers)
 
 
-@batches.post("/events/batch", status_code=201, response_model=BatchOut, responses=WRITE)
+@batches.post(
+    "/events/batch",
+    status_code=201,
+    response_model=BatchOut,
+    responses=WRITE,
+    openapi_extra=needs(Scope.APPEND),
+)
 async def publish_batch(store: OpenStore, body: Annotated[list[EventBody], Body(min_length=1)]) -> Response:
     """Store all events or none. An event stored before is not stored again."""
     drafts = _drafts(body)
@@ -88,7 +96,12 @@ async def publish_batch(store: OpenStore, body: Annotated[list[EventBody], Body(
     return json_response(orjson.dumps(answer), 201, headers)
 
 
-@events.get("/events", response_model=list[EventOut], responses={**READ, **problems(409)})
+@events.get(
+    "/events",
+    response_model=list[EventOut],
+    responses={**READ, **problems(409)},
+    openapi_extra=needs(Scope.READ),
+)
 async def query_events(
     request: Request, store: OpenStore, filters: Annotated[EventFilters, Query()]
 ) -> Response:
@@ -98,7 +111,7 @@ async def query_events(
     return json_response(b"[" + b",".join(page) + b"]", headers=next_link(request, cursor))
 
 
-@events.get("/events/stats", response_model=None, responses=READ)
+@events.get("/events/stats", response_model=None, responses=READ, openapi_extra=needs(Scope.READ))
 async def event_stats(store: OpenStore, params: Annotated[ReadParams, Query()]) -> Response:
     """How many events there are, by type and by aggregate type, and the latest timestamp."""
     await reach(store, params.min_position)
@@ -109,6 +122,7 @@ async def event_stats(store: OpenStore, params: Annotated[ReadParams, Query()]) 
     "/events/{event_id}",
     response_model=EventOut,
     responses={304: {"description": "The caller has it already"}, **READ, **problems(404)},
+    openapi_extra=needs(Scope.READ),
 )
 async def get_event(
     store: OpenStore,
@@ -127,14 +141,19 @@ async def get_event(
     return json_response(event_json(event), headers={"ETag": etag})
 
 
-@views.get("/migrations/stats", response_model=None, responses=READ)
+@views.get("/migrations/stats", response_model=None, responses=READ, openapi_extra=needs(Scope.READ))
 async def all_migration_stats(store: OpenStore, params: Annotated[ReadParams, Query()]) -> Response:
     """The statistics of every migration, by id."""
     await _current(store, MIGRATION_STATISTICS_MODEL, params)
     return json_response(encode(await MIGRATION_STATISTICS_MODEL.all_stats(store.storage)))
 
 
-@views.get("/migrations/{migration_id:path}/stats", response_model=None, responses={**READ, **problems(404)})
+@views.get(
+    "/migrations/{migration_id:path}/stats",
+    response_model=None,
+    responses={**READ, **problems(404)},
+    openapi_extra=needs(Scope.READ),
+)
 async def migration_stats(
     store: OpenStore, migration_id: PathId, params: Annotated[ReadParams, Query()]
 ) -> Response:
@@ -146,7 +165,7 @@ async def migration_stats(
     return json_response(encode(stats))
 
 
-@views.get("/users/migrations", response_model=None, responses=READ)
+@views.get("/users/migrations", response_model=None, responses=READ, openapi_extra=needs(Scope.READ))
 async def user_migrations(
     request: Request, store: OpenStore, params: Annotated[PageParams, Query()]
 ) -> Response:
@@ -154,7 +173,7 @@ async def user_migrations(
     return await _view(request, store, USER_MIGRATIONS_MODEL, params)
 
 
-@views.get("/admins/migrations", response_model=None, responses=READ)
+@views.get("/admins/migrations", response_model=None, responses=READ, openapi_extra=needs(Scope.READ))
 async def admin_migrations(
     request: Request, store: OpenStore, params: Annotated[PageParams, Query()]
 ) -> Response:

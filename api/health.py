@@ -10,6 +10,7 @@ import orjson
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from api.access import OPEN
 from api.dependencies import OpenSystem, json_response
 from api.requests import JsonRoute
 from eventsourcing import EventSourcingError
@@ -24,17 +25,27 @@ def health_router(service: str) -> APIRouter:
     """The three paths of a service. 503 and `unhealthy` while the store is down."""
     router = APIRouter(route_class=JsonRoute, tags=["health"])
 
-    @router.get("/livez", response_model=None)
+    @router.get("/livez", response_model=None, openapi_extra=OPEN)
     async def livez() -> dict[str, Any]:
         """Whether the process answers."""
         return _report(service, "healthy", {})
 
-    @router.get("/readyz", response_model=None, responses={503: {"description": "The store is down"}})
+    @router.get(
+        "/readyz",
+        response_model=None,
+        responses={503: {"description": "The store is down"}},
+        openapi_extra=OPEN,
+    )
     async def readyz(system: OpenSystem) -> Response:
         """Whether the service can do its work: the store answers and has our schema."""
         return await _checked(service, system)
 
-    @router.get("/health", response_model=None, responses={503: {"description": "The store is down"}})
+    @router.get(
+        "/health",
+        response_model=None,
+        responses={503: {"description": "The store is down"}},
+        openapi_extra=OPEN,
+    )
     async def health(system: OpenSystem) -> Response:
         """What works and what does not."""
         return await _checked(service, system)

@@ -9,6 +9,7 @@ import orjson
 from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
+from api.access import Scope, needs
 from api.dependencies import OpenStore, OpenSystem, json_response
 from api.launcher import Launcher
 from api.migration_jobs import (
@@ -52,14 +53,18 @@ async def _launcher(request: Request) -> Launcher:
 Jobs = Annotated[Launcher, Depends(_launcher)]
 
 
-@migrations.post("/migrations", status_code=202, response_model=None, responses=JOB)
+@migrations.post(
+    "/migrations", status_code=202, response_model=None, responses=JOB, openapi_extra=needs(Scope.MIGRATE)
+)
 async def create_migration(system: OpenSystem, jobs: Jobs, body: MigrationBody) -> Response:
     """Start a migration, or plan one with `dry_run`. Mapping, source and target are configured names."""
     migration_id, run_id = await start_migration(system, jobs, body)
     return _started(migration_id, run_id, "planned" if body.dry_run else "started")
 
 
-@migrations.get("/migrations", response_model=None, responses=problems(406, 422, 503))
+@migrations.get(
+    "/migrations", response_model=None, responses=problems(406, 422, 503), openapi_extra=needs(Scope.READ)
+)
 async def list_migrations(
     request: Request, store: OpenStore, params: Annotated[MigrationPage, Query()]
 ) -> Response:
@@ -73,7 +78,9 @@ async def list_migrations(
     return json_response(encode(content), headers=next_link(request, cursor))
 
 
-@migrations.get("/migrations/{migration_id}", response_model=None, responses=READ)
+@migrations.get(
+    "/migrations/{migration_id}", response_model=None, responses=READ, openapi_extra=needs(Scope.READ)
+)
 async def get_migration(
     store: OpenStore, migration_id: PathId, wait: Annotated[float, Query(ge=0, le=60)] = 0
 ) -> Response:
@@ -88,6 +95,7 @@ async def get_migration(
     status_code=202,
     response_model=None,
     responses=JOB,
+    openapi_extra=needs(Scope.MIGRATE),
 )
 async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
     """Go on with a migration that was interrupted, cancelled or failed."""
@@ -100,6 +108,7 @@ async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response
     status_code=202,
     response_model=None,
     responses=JOB,
+    openapi_extra=needs(Scope.MIGRATE),
 )
 async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
     """Stop a migration; what is done stays done, and it can be resumed."""
@@ -112,6 +121,7 @@ async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response
     status_code=202,
     response_model=None,
     responses=JOB,
+    openapi_extra=needs(Scope.MIGRATE),
 )
 async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
     """Compare the target with what was migrated, now."""
@@ -124,6 +134,7 @@ async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response
     status_code=202,
     response_model=None,
     responses=JOB,
+    openapi_extra=needs(Scope.MIGRATE),
 )
 async def rollback(
     store: OpenStore, jobs: Jobs, migration_id: PathId, body: Annotated[RollbackBody | None, Body()] = None
@@ -134,7 +145,12 @@ async def rollback(
     return _started(migration_id, run_id, "being previewed" if asked.dry_run else "being rolled back")
 
 
-@migrations.get("/migrations/{migration_id}/quarantine", response_model=None, responses=READ)
+@migrations.get(
+    "/migrations/{migration_id}/quarantine",
+    response_model=None,
+    responses=READ,
+    openapi_extra=needs(Scope.READ),
+)
 async def list_quarantine(
     request: Request,
     store: OpenStore,
@@ -152,7 +168,11 @@ async def list_quarantine(
 
 
 @migrations.post(
-    "/migrations/{migration_id}/quarantine/retry", status_code=202, response_model=None, responses=JOB
+    "/migrations/{migration_id}/quarantine/retry",
+    status_code=202,
+    response_model=None,
+    responses=JOB,
+    openapi_extra=needs(Scope.MIGRATE),
 )
 async def retry_quarantine(
     system: OpenSystem,
@@ -165,7 +185,9 @@ async def retry_quarantine(
     return _started(migration_id, run_id, "being retried")
 
 
-@migrations.get("/migrations/{migration_id}/report", response_model=None, responses=READ)
+@migrations.get(
+    "/migrations/{migration_id}/report", response_model=None, responses=READ, openapi_extra=needs(Scope.READ)
+)
 async def get_report(store: OpenStore, migration_id: PathId) -> Response:
     """The newest report of a migration: accounting, quarantine, verification, times."""
     return json_response(encode((await _report(store, migration_id))["facts"]))
@@ -176,6 +198,7 @@ async def get_report(store: OpenStore, migration_id: PathId) -> Response:
     response_class=HTMLResponse,
     response_model=None,
     responses={**READ, 200: {"description": "The report", "content": {"text/html": {}}}},
+    openapi_extra=needs(Scope.READ),
 )
 async def get_report_page(store: OpenStore, migration_id: PathId) -> Response:
     """The newest report of a migration as a page that loads nothing else."""

@@ -12,6 +12,7 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.responses import Response
 
+from api.access import Scope, needs
 from api.application import new_application
 from api.dependencies import OpenStore, json_response
 from api.feed import LiveFeed
@@ -59,7 +60,9 @@ def _feed(request: Request) -> LiveFeed:
 Jobs = Annotated[Launcher, Depends(_launcher)]
 
 
-@replays.post("/replay", status_code=202, response_model=None, responses=JOB)
+@replays.post(
+    "/replay", status_code=202, response_model=None, responses=JOB, openapi_extra=needs(Scope.REPLAY)
+)
 async def create_replay(store: OpenStore, jobs: Jobs, body: ReplayBody) -> Response:
     """Start a replay. It runs as a Dagster job into states of its own and has no outside effect."""
     replay_id = await start_replay(store, jobs, body)
@@ -67,7 +70,7 @@ async def create_replay(store: OpenStore, jobs: Jobs, body: ReplayBody) -> Respo
     return json_response(orjson.dumps(content), 202, {"Location": f"/replay/{replay_id}", "Retry-After": "1"})
 
 
-@replays.get("/replay", response_model=None, responses=READ)
+@replays.get("/replay", response_model=None, responses=READ, openapi_extra=needs(Scope.READ))
 async def list_replays(
     request: Request, store: OpenStore, params: Annotated[PageParams, Query()]
 ) -> Response:
@@ -81,7 +84,12 @@ async def list_replays(
     )
 
 
-@replays.get("/replay/{replay_id}", response_model=None, responses={**READ, **problems(404)})
+@replays.get(
+    "/replay/{replay_id}",
+    response_model=None,
+    responses={**READ, **problems(404)},
+    openapi_extra=needs(Scope.READ),
+)
 async def get_replay(
     store: OpenStore, replay_id: str, wait: Annotated[float, Query(ge=0, le=60)] = 0
 ) -> Response:
@@ -93,7 +101,12 @@ async def get_replay(
     return json_response(encode({**_only(row, SHOWN), "state_hash": row.get("state_hashes", {})}))
 
 
-@replays.delete("/replay/{replay_id}", response_model=None, responses={**READ, **problems(404, 409)})
+@replays.delete(
+    "/replay/{replay_id}",
+    response_model=None,
+    responses={**READ, **problems(404, 409)},
+    openapi_extra=needs(Scope.REPLAY),
+)
 async def delete_replay(store: OpenStore, jobs: Jobs, replay_id: str) -> Response:
     """Stop a replay; answered once it has stopped."""
     _require_form(replay_id)
@@ -103,7 +116,13 @@ async def delete_replay(store: OpenStore, jobs: Jobs, replay_id: str) -> Respons
     return json_response(orjson.dumps({"message": f"Replay {replay_id} cancelled"}))
 
 
-@aggregates.post("/snapshot", status_code=201, response_model=None, responses={**JOB, **problems(404)})
+@aggregates.post(
+    "/snapshot",
+    status_code=201,
+    response_model=None,
+    responses={**JOB, **problems(404)},
+    openapi_extra=needs(Scope.REPLAY),
+)
 async def create_snapshot(store: OpenStore, jobs: Jobs, body: SnapshotBody) -> Response:
     """Fold an aggregate into its state at a version, and keep that."""
     snapshot = await answer(store, jobs, "snapshot", "create_snapshot", body.model_dump())
@@ -111,7 +130,12 @@ async def create_snapshot(store: OpenStore, jobs: Jobs, body: SnapshotBody) -> R
     return json_response(encode(snapshot), 201, headers)
 
 
-@aggregates.get("/snapshot/{aggregate_id:path}", response_model=None, responses={**READ, **problems(404)})
+@aggregates.get(
+    "/snapshot/{aggregate_id:path}",
+    response_model=None,
+    responses={**READ, **problems(404)},
+    openapi_extra=needs(Scope.READ),
+)
 async def get_snapshot(store: OpenStore, aggregate_id: PathId) -> Response:
     """The newest snapshot of an aggregate."""
     await store.initialize()
@@ -121,7 +145,12 @@ async def get_snapshot(store: OpenStore, aggregate_id: PathId) -> Response:
     return json_response(encode(snapshot))
 
 
-@aggregates.post("/validate-sequence", response_model=None, responses={**JOB, **problems(404)})
+@aggregates.post(
+    "/validate-sequence",
+    response_model=None,
+    responses={**JOB, **problems(404)},
+    openapi_extra=needs(Scope.REPLAY),
+)
 async def validate_sequence(store: OpenStore, jobs: Jobs, body: SequenceBody) -> Response:
     """Compare the event types of an aggregate with those it should have."""
     config = {
@@ -140,6 +169,7 @@ async def validate_sequence(store: OpenStore, jobs: Jobs, body: SequenceBody) ->
         **READ,
         **problems(409),
     },
+    openapi_extra=needs(Scope.READ),
 )
 async def stream_events(
     store: OpenStore,

@@ -13,7 +13,9 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
+from api.access import ANYBODY, needed_scope
 from api.problems import MALFORMED, NOT_ACCEPTABLE, TOO_LARGE, UNSUPPORTED_MEDIA, ProblemError
+from api.schemas import problems
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_BATCH_BYTES = 8 * 1024 * 1024
@@ -75,16 +77,27 @@ class BatchRequest(JsonRequest):
 
 
 class JsonRoute(APIRoute):
-    """A route that answers JSON and takes a JSON body, if it takes one."""
+    """A route that answers JSON and takes a JSON body, if it takes one.
+
+    Its declaration names the scope that it needs (see access), and the caller is admitted before
+    anything of the request is read. Raises TypeError when it names none.
+    """
 
     produces: ClassVar[str] = "application/json"
     request_class: ClassVar[type[JsonRequest]] = JsonRequest
 
+    def __init__(self, path: str, endpoint: Callable[..., Any], **declared: Any) -> None:
+        self.scope = needed_scope(declared.get("openapi_extra"), path)
+        if self.scope is not None:
+            declared["responses"] = {**(declared.get("responses") or {}), **problems(401, 403, 429)}
+        super().__init__(path, endpoint, **declared)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Check what the caller accepts, and hand on a strict request."""
+        """Admit the caller, check what is accepted, and hand on a strict request."""
         handle = super().get_route_handler()
 
         async def strictly(request: Request) -> Response:
+            request.scope["caller"] = ANYBODY
             if not _accepts(request.headers.get("accept", "*/*"), self.produces):
                 raise ProblemError(NOT_ACCEPTABLE, f"This path answers {self.produces}.")
             return await handle(self.request_class(request.scope, request.receive))
