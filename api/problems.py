@@ -51,6 +51,15 @@ MALFORMED = Kind(
     "malformed-json", 400, "The body is not JSON", "Send one JSON value (RFC 8259) in UTF-8, without NaN."
 )
 BAD_REQUEST = Kind("bad-request", 400, "The request cannot be read", "Correct the request.")
+UNAUTHENTICATED = Kind(
+    "unauthenticated",
+    401,
+    "Nobody we know",
+    "Send a live API key or a valid access token, as in Authorization: Bearer esm_….",
+)
+FORBIDDEN = Kind(
+    "forbidden", 403, "The scope is missing", "Use a key or a token that has the scope named in needed_scope."
+)
 NOT_FOUND = Kind("not-found", 404, "Nothing is here", "Check the path and the id in it.")
 METHOD_NOT_ALLOWED = Kind(
     "method-not-allowed", 405, "The method is not allowed here", "Use a method that Allow lists."
@@ -80,6 +89,8 @@ UNSUPPORTED_MEDIA = Kind(
     "unsupported-media-type", 415, "The body must be JSON", "Send Content-Type: application/json."
 )
 INVALID = Kind("invalid", 422, "A value is not valid", "`errors` names each field and what it must be.")
+RATE_LIMITED = Kind("rate-limited", 429, "Too many requests", "Wait for Retry-After, then go on slower.")
+TOO_SLOW = Kind("too-slow", 408, "The body came too slowly", "Send a body within 30 seconds.")
 INTERNAL = Kind("internal", 500, "The service failed", "The log holds the cause under `instance`.")
 UNAVAILABLE = Kind(
     "unavailable",
@@ -99,9 +110,12 @@ KINDS = {
     for kind in (
         MALFORMED,
         BAD_REQUEST,
+        UNAUTHENTICATED,
+        FORBIDDEN,
         NOT_FOUND,
         METHOD_NOT_ALLOWED,
         NOT_ACCEPTABLE,
+        TOO_SLOW,
         CONFLICT,
         CONCURRENCY,
         DUPLICATE,
@@ -109,6 +123,7 @@ KINDS = {
         TOO_LARGE,
         UNSUPPORTED_MEDIA,
         INVALID,
+        RATE_LIMITED,
         INTERNAL,
         UNAVAILABLE,
         POSITION_NOT_REACHED,

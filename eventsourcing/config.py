@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AliasChoices,
@@ -90,6 +91,7 @@ _PLAIN = {
     "log_level": "LOG_LEVEL",
 }
 _SECRETS = ("database_url", "dagster_database_url", "target_database_url", "hmac_secret", "kafka_options")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _OPTION = "ESM_KAFKA_OPTION_"
 """`ESM_KAFKA_OPTION_SASL_PASSWORD` is librdkafka's `sasl.password`."""
 
@@ -145,6 +147,18 @@ class Settings(BaseSettings):
     dagster_port: int = Field(default=3000, ge=1, le=65535)
     allow_insecure_bind: bool = False
     """Let the services listen beyond loopback although nobody authenticates."""
+    authentication: Literal["off", "on"] = "off"
+    """Whether callers of the services must say who they are, by API key or access token."""
+    oidc_issuer: str | None = None
+    """The OpenID Connect issuer whose access tokens are taken beside API keys; unset: none."""
+    oidc_audience: str | None = None
+    """The audience that such a token must name."""
+    oidc_jwks_url: str | None = None
+    """Where the issuer's keys are; unset: what its discovery document says."""
+    rate_limit: float = Field(default=1000.0, ge=0)
+    """Requests a second that each caller may make to a service, in bursts of twice as many; 0: any number."""
+    audit_days: int = Field(default=90, ge=1)
+    """How long the audit log is kept."""
 
     @field_validator("database_url", "dagster_database_url", "target_database_url")
     @classmethod
@@ -172,11 +186,29 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_open_door(self) -> Settings:
-        if self.bind_host not in ("127.0.0.1", "::1", "localhost") and not self.allow_insecure_bind:
+        beyond = self.bind_host not in LOOPBACK
+        if beyond and self.authentication == "off" and not self.allow_insecure_bind:
             raise ValueError(
                 f"ESM_BIND_HOST={self.bind_host} would expose services without authentication; "
-                "set ESM_ALLOW_INSECURE_BIND=true to accept that"
+                "set ESM_AUTHENTICATION=on, or ESM_ALLOW_INSECURE_BIND=true to accept that"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_issuer(self) -> Settings:
+        if self.oidc_issuer is None:
+            for name in ("oidc_audience", "oidc_jwks_url"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"ESM_{name.upper()} needs ESM_OIDC_ISSUER")
+            return self
+        if self.authentication == "off":
+            raise ValueError("ESM_OIDC_ISSUER has no effect without ESM_AUTHENTICATION=on")
+        if self.oidc_audience is None:
+            raise ValueError("ESM_OIDC_ISSUER needs ESM_OIDC_AUDIENCE: a token for anyone is none for us")
+        for name in ("oidc_issuer", "oidc_jwks_url"):
+            url = urlsplit(getattr(self, name) or "https:")
+            if url.scheme != "https" and not (url.scheme == "http" and url.hostname in LOOPBACK):
+                raise ValueError(f"ESM_{name.upper()} must be an https URL")
         return self
 
     @classmethod

@@ -1,0 +1,122 @@
+"""The gate of a service: who calls, may they, and how often. It is asked before anything else is read.
+
+While authentication is off, everybody passes as `anybody`, and only the rate is held. A key found live is
+trusted for five seconds, so a revoked one is refused everywhere within that time, and a stream that was
+opened with it ends within ten (see `REVOKED_WITHIN_S`). Who fails to say who they are is counted by
+address: guessing is slow, and costs the database little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+from fastapi import Request
+
+from api.access import ANYBODY, Caller, Scope
+from api.keys import ApiKey, find_key, parts_of
+from api.limits import RateLimit
+from api.problems import FORBIDDEN, RATE_LIMITED, UNAUTHENTICATED, ProblemError
+from api.tokens import InvalidTokenError, TokenVerifier
+from eventsourcing import Settings
+from eventsourcing.storage.base import StateStorage
+
+KEY_TRUSTED_S = 5.0
+"""How long a key is trusted without another look."""
+
+REVOKED_WITHIN_S = 10.0
+"""The promise: so long after its revocation a key opens nothing, and nothing it opened is open."""
+
+FAILURES_A_SECOND, FAILURES_AT_ONCE = 2.0, 20.0
+"""How often one address may fail to say who it is."""
+
+_MAX_KNOWN = 10_000
+
+
+class Gate:
+    """Admits callers to the routes of one service."""
+
+    def __init__(self, settings: Settings, storage: StateStorage) -> None:
+        self._is_open = settings.authentication == "off"
+        self._storage = storage
+        self._rate = RateLimit(settings.rate_limit, settings.rate_limit * 2)
+        self._failures = RateLimit(FAILURES_A_SECOND, FAILURES_AT_ONCE)
+        self._known: dict[str, tuple[float, asyncio.Task[ApiKey | None]]] = {}
+        self._tokens = (
+            TokenVerifier(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url)
+            if settings.oidc_issuer and settings.oidc_audience
+            else None
+        )
+
+    async def admit(self, request: Request, scope: Scope) -> Caller:
+        """Who calls, once they may use a route that needs this scope.
+
+        Raises a problem: 401 who does not say who they are, 403 who lacks the scope, 429 who calls too
+        often, 503 when it cannot be looked up.
+        """
+        caller = ANYBODY if self._is_open else await self._identified(request)
+        request.scope["caller"] = caller
+        if scope not in caller.scopes:
+            raise ProblemError(
+                FORBIDDEN, f"This needs the scope {scope}.", members={"needed_scope": str(scope)}
+            )
+        name = _address(request) if caller is ANYBODY else caller.name
+        if wait_s := self._rate.wait_s(name):
+            raise _too_often(wait_s)
+        return caller
+
+    async def still_admits(self, request: Request, scope: Scope) -> bool:
+        """Whether the caller of a request that goes on and on could make it again now."""
+        try:
+            return self._is_open or scope in (await self._identified(request)).scopes
+        except ProblemError:
+            return False
+
+    async def _identified(self, request: Request) -> Caller:
+        kind, _, text = request.headers.get("authorization", "").partition(" ")
+        address = _address(request)
+        if wait_s := self._failures.wait_s(address, cost=0):
+            raise _too_often(wait_s)
+        caller = await self._known_by(text.strip()) if kind.lower() == "bearer" else None
+        if caller is None:
+            self._failures.wait_s(address)
+            raise ProblemError(
+                UNAUTHENTICATED, UNAUTHENTICATED.meaning, headers={"WWW-Authenticate": 'Bearer realm="esm"'}
+            )
+        return caller
+
+    async def _known_by(self, text: str) -> Caller | None:
+        if parts := parts_of(text):
+            key = await self._key(parts[0])
+            return key.caller() if key is not None and key.opens_with(parts[1]) else None
+        if self._tokens is None or len(text) > 8192:
+            return None
+        try:
+            return await self._tokens.caller(text)
+        except InvalidTokenError:
+            return None
+
+    async def _key(self, key_id: str) -> ApiKey | None:
+        """A key, looked up once for all who ask within the time it is trusted."""
+        until, looking = self._known.get(key_id, (0.0, None))
+        if looking is None or time.monotonic() > until:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            looking = asyncio.create_task(find_key(self._storage, key_id), name="look an API key up")
+            self._known[key_id] = (time.monotonic() + KEY_TRUSTED_S, looking)
+        try:
+            return await asyncio.shield(looking)
+        except Exception:
+            self._known.pop(key_id, None)  # not known is not unknown: the next caller looks again
+            raise
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else "nowhere"
+
+
+def _too_often(wait_s: float) -> ProblemError:
+    return ProblemError(
+        RATE_LIMITED, RATE_LIMITED.meaning, headers={"Retry-After": str(max(1, math.ceil(wait_s)))}
+    )

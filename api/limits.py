@@ -1,0 +1,40 @@
+"""How often a caller may call: a bucket of tokens for each, in this process.
+
+A bucket holds a burst and fills at a rate. There are at most 10,000; when there are more, the full ones go
+first, for they remember nothing, and then the others: a limit forgotten is generous, memory is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+MAX_BUCKETS = 10_000
+
+
+class RateLimit:
+    """At most `rate` calls a second and `burst` at once for each name; a rate of 0 allows everything."""
+
+    def __init__(self, rate: float, burst: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def wait_s(self, name: str, *, cost: float = 1.0) -> float:
+        """Take `cost` tokens and return 0; or take nothing, and return after how long they are there."""
+        if not self._rate:
+            return 0.0
+        now = self._clock()
+        tokens, at = self._buckets.get(name, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - at) * self._rate)
+        if tokens < cost:
+            return (cost - tokens) / self._rate
+        if len(self._buckets) >= MAX_BUCKETS and name not in self._buckets:
+            self._make_room(now)
+        self._buckets[name] = (tokens - cost, now)
+        return 0.0
+
+    def _make_room(self, now: float) -> None:
+        full_after = self._burst / self._rate
+        self._buckets = {name: held for name, held in self._buckets.items() if now - held[1] < full_after}
+        if len(self._buckets) >= MAX_BUCKETS:
+            self._buckets.clear()
