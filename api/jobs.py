@@ -7,7 +7,7 @@ import logging
 import time
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 from api.launcher import Launcher
 from api.problems import CONFLICT, INTERNAL, NOT_FOUND, UNAVAILABLE, ProblemError, invalid_field
@@ -52,13 +52,19 @@ class StartedOnDemand:
             await self._launcher.stop()
 
 
-async def answer(store: EventStore, launcher: Launcher, job: str, op: str, config: dict[str, Any]) -> Any:
-    """Run a short job and return its result.
+SNAPSHOT, VALIDATION = ("snapshot", "create_snapshot"), ("validate_sequence", "validate_sequence")
+"""The short jobs, each with the op that answers."""
+
+
+async def answer(
+    store: EventStore, launcher: Launcher, question: tuple[str, str], config: dict[str, Any], token: UUID
+) -> Any:
+    """Run a short job and return its result, which is kept under the token.
 
     Raises a 404 problem when it found nothing to work on, 503 when it is not done in time or did not
     start, 500 when it failed.
     """
-    result_id = uuid4().hex
+    (job, op), result_id = question, token.hex
     given = {"result_id": result_id, **{name: value for name, value in config.items() if value is not None}}
     run_id = await submit(launcher, job, {"ops": {op: {"config": given}}}, {})
     ended = await launcher.wait(run_id, ANSWER_S)
@@ -74,8 +80,8 @@ async def answer(store: EventStore, launcher: Launcher, job: str, op: str, confi
     raise ProblemError(INTERNAL, "The job failed; its run says why.", members=members)
 
 
-async def start_replay(store: EventStore, launcher: Launcher, request: ReplayRequest) -> str:
-    """Write the row of a replay and start its job; return its id.
+async def start_replay(store: EventStore, launcher: Launcher, request: ReplayRequest, token: UUID) -> str:
+    """Write the row of a replay and start its job; return its id, the same one for the same token.
 
     Raises a 422 problem for an unknown handler, 503 when the job does not start; the row then says so.
     """
@@ -83,8 +89,14 @@ async def start_replay(store: EventStore, launcher: Launcher, request: ReplayReq
         replay_handlers(request.handlers)
     except NotFoundError:
         raise invalid_field("handlers", "names a handler that is not registered") from None
+    await store.initialize()
     journal = ReplayJournal(store.storage)
-    replay_id = await journal.create(request)
+    replay_id = await journal.create(request, token)
+    row = await journal.get(replay_id) or {}
+    if row.get("dagster_run_id") is not None:
+        return replay_id  # asked for again, after the server died that was asked first
+    if row.get("status") == "failed":
+        await journal.update(replay_id, status="pending", failure=None, end_time=None)
     config = {"ops": {"replay_events": {"config": {"replay_id": replay_id}}}}
     try:
         run_id = await submit(launcher, "replay", config, {"replay_id": replay_id})

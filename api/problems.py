@@ -84,9 +84,21 @@ CURSOR_AHEAD = Kind(
     "The cursor is ahead of the store",
     "The store was restored to an earlier state. Start again from a position that it has.",
 )
+IN_FLIGHT = Kind(
+    "request-in-flight",
+    409,
+    "The same request is being worked on",
+    "Send it again under the same Idempotency-Key after Retry-After; the answer is kept for a day.",
+)
 TOO_LARGE = Kind("too-large", 413, "The body is too large", "1 MiB an event; 8 MiB and 1000 events a batch.")
 UNSUPPORTED_MEDIA = Kind(
     "unsupported-media-type", 415, "The body must be JSON", "Send Content-Type: application/json."
+)
+KEY_REUSED = Kind(
+    "idempotency-key-reused",
+    422,
+    "The Idempotency-Key belongs to another request",
+    "A key names one request for 24 hours. Give a new request a new key.",
 )
 INVALID = Kind("invalid", 422, "A value is not valid", "`errors` names each field and what it must be.")
 RATE_LIMITED = Kind("rate-limited", 429, "Too many requests", "Wait for Retry-After, then go on slower.")
@@ -120,8 +132,10 @@ KINDS = {
         CONCURRENCY,
         DUPLICATE,
         CURSOR_AHEAD,
+        IN_FLIGHT,
         TOO_LARGE,
         UNSUPPORTED_MEDIA,
+        KEY_REUSED,
         INVALID,
         RATE_LIMITED,
         INTERNAL,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from urllib.parse import quote
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
@@ -17,7 +18,8 @@ from api.application import new_application
 from api.dependencies import OpenStore, json_response
 from api.feed import LiveFeed
 from api.health import health_router
-from api.jobs import answer, cancel_replay, finished_replay, start_replay
+from api.idempotency import DoneOnce
+from api.jobs import SNAPSHOT, VALIDATION, answer, cancel_replay, finished_replay, start_replay
 from api.launcher import Launcher, make_launcher
 from api.paging import cursor_after, key_before, next_link
 from api.problems import NOT_FOUND, ProblemError
@@ -40,7 +42,7 @@ from eventsourcing.replays import ReplayJournal
 from eventsourcing.snapshots import newest_snapshot
 
 READ = problems(406, 422, 503)
-JOB = problems(400, 406, 413, 415, 422, 500, 503)
+JOB = problems(400, 406, 409, 413, 415, 422, 500, 503)
 
 replays = APIRouter(route_class=JsonRoute, tags=["replays"])
 aggregates = APIRouter(route_class=JsonRoute, tags=["aggregates"])
@@ -63,11 +65,16 @@ Jobs = Annotated[Launcher, Depends(_launcher)]
 @replays.post(
     "/replay", status_code=202, response_model=None, responses=JOB, openapi_extra=needs(Scope.REPLAY)
 )
-async def create_replay(store: OpenStore, jobs: Jobs, body: ReplayBody) -> Response:
+async def create_replay(store: OpenStore, jobs: Jobs, body: ReplayBody, once: DoneOnce) -> Response:
     """Start a replay. It runs as a Dagster job into states of its own and has no outside effect."""
-    replay_id = await start_replay(store, jobs, body)
-    content = {"replay_id": replay_id, "status": "started", "message": f"Replay {replay_id} started"}
-    return json_response(orjson.dumps(content), 202, {"Location": f"/replay/{replay_id}", "Retry-After": "1"})
+
+    async def start(token: UUID) -> Response:
+        replay_id = await start_replay(store, jobs, body, token)
+        content = {"replay_id": replay_id, "status": "started", "message": f"Replay {replay_id} started"}
+        headers = {"Location": f"/replay/{replay_id}", "Retry-After": "1"}
+        return json_response(orjson.dumps(content), 202, headers)
+
+    return await once(start)
 
 
 @replays.get("/replay", response_model=None, responses=READ, openapi_extra=needs(Scope.READ))
@@ -123,11 +130,15 @@ async def delete_replay(store: OpenStore, jobs: Jobs, replay_id: str) -> Respons
     responses={**JOB, **problems(404)},
     openapi_extra=needs(Scope.REPLAY),
 )
-async def create_snapshot(store: OpenStore, jobs: Jobs, body: SnapshotBody) -> Response:
+async def create_snapshot(store: OpenStore, jobs: Jobs, body: SnapshotBody, once: DoneOnce) -> Response:
     """Fold an aggregate into its state at a version, and keep that."""
-    snapshot = await answer(store, jobs, "snapshot", "create_snapshot", body.model_dump())
-    headers = {"Location": f"/snapshot/{quote(body.aggregate_id, safe='')}"}
-    return json_response(encode(snapshot), 201, headers)
+
+    async def take(token: UUID) -> Response:
+        snapshot = await answer(store, jobs, SNAPSHOT, body.model_dump(), token)
+        headers = {"Location": f"/snapshot/{quote(body.aggregate_id, safe='')}"}
+        return json_response(encode(snapshot), 201, headers)
+
+    return await once(take)
 
 
 @aggregates.get(
@@ -151,13 +162,13 @@ async def get_snapshot(store: OpenStore, aggregate_id: PathId) -> Response:
     responses={**JOB, **problems(404)},
     openapi_extra=needs(Scope.REPLAY),
 )
-async def validate_sequence(store: OpenStore, jobs: Jobs, body: SequenceBody) -> Response:
+async def validate_sequence(store: OpenStore, jobs: Jobs, body: SequenceBody, once: DoneOnce) -> Response:
     """Compare the event types of an aggregate with those it should have."""
-    config = {
-        "aggregate_id": body.aggregate_id,
-        "expected_sequence": [str(t) for t in body.expected_sequence],
-    }
-    return json_response(encode(await answer(store, jobs, "validate_sequence", "validate_sequence", config)))
+
+    async def compare(token: UUID) -> Response:
+        return json_response(encode(await answer(store, jobs, VALIDATION, body.model_dump(), token)))
+
+    return await once(compare)
 
 
 @streams.get(

@@ -28,6 +28,10 @@ from eventsourcing.store import EventStore
 REPLAYS = StateTable("replays")
 """Key: second of the start and count within it, so that keys sort by age. Value: the row."""
 
+REPLAYS_BY_TOKEN = StateTable("replays-by-token")
+"""The replay that a request made, for a day: {replay_id} by the request's token."""
+
+_TOKEN_KEPT_S = 86_400.0
 SHOWN_ERRORS = 100
 BEAT_S = 3.0
 STALE_AFTER = timedelta(seconds=15)
@@ -83,8 +87,14 @@ class ReplayJournal:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    async def create(self, request: ReplayRequest) -> str:
-        """Write a pending row; return its id `replay_%Y%m%d_%H%M%S_{n}`, unique across processes."""
+    async def create(self, request: ReplayRequest, token: UUID | None = None) -> str:
+        """Write a pending row; return its id `replay_%Y%m%d_%H%M%S_{n}`, unique across processes.
+
+        A token names the request: for a day, the same one gets the row that it made.
+        """
+        known = None if token is None else await self._made_by(token)
+        if known is not None:
+            return known
         second = datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
         count = 0
         while True:
@@ -99,8 +109,16 @@ class ReplayJournal:
             }
             async with self._storage.transaction() as transaction:
                 if await transaction.add(REPLAYS, _key(replay_id), row):
+                    if token is not None:
+                        await transaction.put(REPLAYS_BY_TOKEN, token.hex, {"replay_id": replay_id})
+                        await transaction.purge(REPLAYS_BY_TOKEN, older_than_s=_TOKEN_KEPT_S, limit=100)
                     return replay_id
             count += 1
+
+    async def _made_by(self, token: UUID) -> str | None:
+        async with self._storage.transaction() as transaction:
+            made: dict[str, str] | None = await transaction.get(REPLAYS_BY_TOKEN, token.hex)
+        return None if made is None else made["replay_id"]
 
     async def get(self, replay_id: str) -> dict[str, Any] | None:
         """The row, or None."""

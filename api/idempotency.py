@@ -1,0 +1,147 @@
+"""A POST with an `Idempotency-Key` is done once: sent again, it gets the answer that was given.
+
+States of a key: held → answered, gone after 24 h. A hold is given up when the request fails and taken over
+once it is over, for its server may have died; whoever takes over works with the token of the first, from
+which a route derives the ids of what it makes, and so finds what was made already. A refusal (4xx) has
+done nothing, and frees its key.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID, uuid4
+
+from fastapi import Depends, Header, HTTPException, Request
+from fastapi.responses import Response
+
+from api.dependencies import OpenStore
+from api.problems import IN_FLIGHT, KEY_REUSED, ProblemError, problem_of
+from eventsourcing.canonical import state_hash
+from eventsourcing.errors import EventSourcingError
+from eventsourcing.storage.base import StateStorage, StateTable
+
+log = logging.getLogger("esm.api.idempotency")
+
+KEYS = StateTable("idempotency-keys")
+"""Key: caller, method, path and the caller's key. Value: {request, token, since, held_until, answer}."""
+
+KEPT = timedelta(hours=24)
+HELD_S = 90.0
+"""How long a request may take before a repeat takes it over; longer than any answer is waited for."""
+
+_PURGE_S = 600.0
+_SERVER_ERROR = 500
+
+Work = Callable[[UUID], Awaitable[Response]]
+"""Does what a request asks for. The token is the same whenever the same request is tried again."""
+
+
+class Once:
+    """One request and its key. Without a key, calling it only does the work."""
+
+    _purged_at = 0.0
+
+    def __init__(self, storage: StateStorage, place: str, request: str) -> None:
+        self._storage, self._place, self._request = storage, place, request
+
+    async def __call__(self, work: Work, *, held_s: float = HELD_S) -> Response:
+        """Do the work, or return the answer that it came to before, marked `Idempotency-Replayed`.
+
+        `held_s` bounds how long the work takes. Raises a 422 problem for a key that another body has,
+        409 while the same request is being worked on; then nothing is done.
+        """
+        if not self._place:
+            return await work(uuid4())
+        now = datetime.now(UTC)
+        held = await self._hold(now, held_s)
+        if (answer := held.get("answer")) is not None:
+            headers = {**answer["headers"], "idempotency-replayed": "true"}
+            return Response(answer["body"], answer["status"], headers)
+        try:
+            response = await work(UUID(held["token"]))
+        except BaseException as error:
+            await self._release(held, refused=_is_refusal(error))
+            raise
+        body, headers = bytes(response.body).decode(), dict(response.headers)
+        headers.pop("content-length", None)
+        kept = {"status": response.status_code, "headers": headers, "body": body}
+        await self._settle(held, {**held, "answer": kept})
+        await self._purge()
+        return response
+
+    async def _hold(self, now: datetime, held_s: float) -> dict[str, Any]:
+        """The key's value: with the answer, or held by this request from now on."""
+        until = now + timedelta(seconds=held_s)
+        fresh = {"request": self._request, "token": str(uuid4()), "since": now, "held_until": until}
+        async with self._storage.transaction() as transaction:
+            if await transaction.add(KEYS, self._place, fresh):
+                return fresh
+            row: dict[str, Any] = await transaction.get(KEYS, self._place, lock=True) or fresh
+            if _moment(row["since"]) + KEPT > now:
+                if row["request"] != self._request:
+                    raise ProblemError(KEY_REUSED, KEY_REUSED.meaning)
+                if row.get("answer") is not None:
+                    return row
+                if _moment(row["held_until"]) > now:
+                    raise ProblemError(IN_FLIGHT, IN_FLIGHT.meaning, headers={"Retry-After": "1"})
+                fresh = {**row, "held_until": until}
+            await transaction.put(KEYS, self._place, fresh)
+        return fresh
+
+    async def _release(self, held: dict[str, Any], *, refused: bool) -> None:
+        """Free the key after a refusal; after a failure let the next take over, for work may be done."""
+        await self._settle(held, None if refused else {**held, "held_until": datetime.now(UTC)})
+
+    async def _settle(self, held: dict[str, Any], value: dict[str, Any] | None) -> None:
+        """Write the key's value, unless another request has taken it over."""
+        async with self._storage.transaction() as transaction:
+            row = await transaction.get(KEYS, self._place, lock=True)
+            if row is None or _moment(row["held_until"]) != _moment(held["held_until"]):
+                log.warning("a request took longer than it held its key")
+            elif value is None:
+                await transaction.delete(KEYS, self._place)
+            else:
+                await transaction.put(KEYS, self._place, value)
+
+    async def _purge(self) -> None:
+        """Now and then remove keys past their time."""
+        now = time.monotonic()
+        if now - Once._purged_at >= _PURGE_S:
+            Once._purged_at = now
+            async with self._storage.transaction() as transaction:
+                await transaction.purge(KEYS, older_than_s=KEPT.total_seconds())
+
+
+async def _once(
+    request: Request,
+    store: OpenStore,
+    idempotency_key: Annotated[str | None, Header(pattern=r"^[\x21-\x7e]{1,255}$")] = None,
+) -> Once:
+    if idempotency_key is None:
+        return Once(store.storage, "", "")
+    await store.initialize()
+    caller = request.scope.get("esm.caller", "")
+    place = "\x1f".join((caller, request.method, request.scope["path"], idempotency_key))
+    asked = {"query": request.scope["query_string"].decode("latin-1"), "body": None}
+    if await request.body():
+        asked["body"] = await request.json()
+    return Once(store.storage, place, state_hash(asked))
+
+
+DoneOnce = Annotated[Once, Depends(_once)]
+"""Of a POST route: `return await once(work)`. Whoever calls is told apart by the scope's `esm.caller`."""
+
+
+def _is_refusal(error: BaseException) -> bool:
+    if isinstance(error, EventSourcingError):
+        error = problem_of(error)
+    return isinstance(error, HTTPException) and error.status_code < _SERVER_ERROR
+
+
+def _moment(value: Any) -> datetime:
+    """A moment as it is kept in this process, or as it comes back from a storage."""
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)

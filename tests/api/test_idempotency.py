@@ -1,0 +1,167 @@
+"""A POST under an Idempotency-Key is done once, whatever happens between its sender and its server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+import pytest_asyncio
+from fastapi.responses import Response
+
+from api.idempotency import KEPT, KEYS, Once
+from api.problems import CONFLICT, UNAVAILABLE, ProblemError
+from eventsourcing import EventStore
+from eventsourcing.testing import a_migration
+from tests.api.conftest import InlineLauncher, assert_problem
+
+shared_loop = pytest.mark.asyncio(loop_scope="session")
+
+
+class Work:
+    """Counts what is done, and under which tokens."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.tokens: list[UUID] = []
+        self.failures = list(failures)
+        self.go, self.repeated = asyncio.Event(), asyncio.Event()
+        self.go.set()
+
+    async def __call__(self, token: UUID) -> Response:
+        self.tokens.append(token)
+        if len(self.tokens) == 2:
+            self.repeated.set()
+        await self.go.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        return Response(b'{"n":%d}' % len(self.tokens), 201, {"Location": "/here"})
+
+
+def asked(store: EventStore, request: str = "body", key: str = "k") -> Once:
+    return Once(store.storage, f"\x1fPOST\x1f/things\x1f{key}", request)
+
+
+async def test_a_repeat_gets_the_answer_of_the_first(store: EventStore) -> None:
+    work = Work()
+    first = await asked(store)(work)
+    again = await asked(store)(work)
+    assert len(work.tokens) == 1
+    assert (first.body, first.status_code, first.headers["location"]) == (b'{"n":1}', 201, "/here")
+    assert (again.body, again.status_code, again.headers["location"]) == (b'{"n":1}', 201, "/here")
+    assert again.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    assert (await asked(store, key="other")(work)).body == b'{"n":2}'
+
+
+async def test_another_body_under_the_key_is_refused(store: EventStore) -> None:
+    work = Work()
+    await asked(store)(work)
+    with pytest.raises(ProblemError) as refused:
+        await asked(store, "another body")(work)
+    assert (refused.value.status_code, len(work.tokens)) == (422, 1)
+
+
+async def test_a_refusal_frees_the_key_and_a_failure_keeps_its_token(store: EventStore) -> None:
+    work = Work(ProblemError(CONFLICT, "no"), ProblemError(UNAVAILABLE, "down"), RuntimeError("broken"))
+    with pytest.raises(ProblemError):
+        await asked(store)(work)
+    for failure in (ProblemError, RuntimeError):
+        with pytest.raises(failure):
+            await asked(store, "corrected")(work)
+    assert (await asked(store, "corrected")(work)).status_code == 201
+    refused, *failed = work.tokens
+    assert len(set(failed)) == 1
+    assert refused not in failed
+
+
+async def test_of_many_at_once_one_is_done(store: EventStore) -> None:
+    work = Work()
+    work.go.clear()
+    callers = [asyncio.create_task(asked(store)(work)) for _ in range(20)]
+    refused = []
+    for ended in itertools.islice(asyncio.as_completed(callers), 19):
+        with pytest.raises(ProblemError) as problem:
+            await ended
+        refused.append(problem.value.status_code)
+    work.go.set()
+    answers = await asyncio.gather(*callers, return_exceptions=True)
+    assert refused == [409] * 19
+    assert len(work.tokens) == sum(isinstance(answer, Response) for answer in answers) == 1
+    assert (await asked(store)(work)).body == b'{"n":1}'
+
+
+async def test_a_dead_server_s_request_is_taken_over_with_its_token(store: EventStore) -> None:
+    work = Work()
+    work.go.clear()
+    lost = asyncio.create_task(asked(store)(work, held_s=0.05))
+    await asyncio.sleep(0.2)
+    taking = asyncio.create_task(asked(store)(work))
+    await work.repeated.wait()
+    work.go.set()
+    assert (await taking).body == (await lost).body == b'{"n":2}'
+    assert work.tokens[0] == work.tokens[1]
+    assert (await asked(store)(work)).body == b'{"n":2}'  # and not what the late one would have written
+
+
+async def test_a_key_lives_for_a_day(store: EventStore) -> None:
+    work = Work()
+    await asked(store)(work)
+    place = "\x1fPOST\x1f/things\x1fk"
+    async with store.storage.transaction() as transaction:
+        row: dict[str, Any] = await transaction.get(KEYS, place) or {}
+        await transaction.put(KEYS, place, {**row, "since": datetime.now(UTC) - KEPT - timedelta(seconds=1)})
+    assert (await asked(store, "another body")(work)).body == b'{"n":2}'
+    assert work.tokens[0] != work.tokens[1]
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def migration(stored: EventStore, unique: str) -> str:
+    await stored.append_events(a_migration(unique))
+    return unique
+
+
+@shared_loop
+@pytest.mark.parametrize("path", ["/replay", "/snapshot", "/validate-sequence"])
+async def test_every_job_is_started_once(
+    replays: httpx2.AsyncClient, launcher: InlineLauncher, migration: str, path: str
+) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "/replay": {"replay_type": "aggregate", "aggregate_id": migration},
+        "/snapshot": {"aggregate_id": migration},
+        "/validate-sequence": {"aggregate_id": migration, "expected_sequence": []},
+    }
+    body = bodies[path]
+    headers = {"Idempotency-Key": str(uuid4())}
+    runs = len(launcher.runs)
+    first = await replays.post(path, json=body, headers=headers)
+    again = await replays.post(path, json=dict(reversed(body.items())), headers=headers)
+    assert first.is_success, first.text
+    assert (first.status_code, first.content) == (again.status_code, again.content)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert len(launcher.runs) == runs + 1
+    other = await replays.post(path, json={**body, "aggregate_id": "another"}, headers=headers)
+    assert_problem(other, 422, "idempotency-key-reused")
+    assert_problem(await replays.post(path, json=body, headers={"Idempotency-Key": "a b"}), 422, "invalid")
+
+
+@shared_loop
+async def test_a_replay_that_did_not_start_starts_under_its_id(
+    replays: httpx2.AsyncClient, launcher: InlineLauncher, migration: str
+) -> None:
+    body = {"replay_type": "aggregate", "aggregate_id": migration}
+    headers = {"Idempotency-Key": str(uuid4())}
+    launcher.refuses = True
+    try:
+        assert_problem(await replays.post("/replay", json=body, headers=headers), 503)
+    finally:
+        launcher.refuses = False
+    (newest,) = (await replays.get("/replay", params={"limit": 1})).json()["replays"]
+    assert newest["status"] == "failed"
+    started = await replays.post("/replay", json=body, headers=headers)
+    assert started.json()["replay_id"] == newest["replay_id"]
+    row = (await replays.get(started.headers["location"], params={"wait": 30})).json()
+    assert (row["status"], row["failure"]) == ("completed", None)
