@@ -95,10 +95,16 @@ class Caller:
 ANYBODY = Caller("anybody", ALL_SCOPES)
 """Every caller, while authentication is off."""
 
+NOBODY = Caller("nobody", frozenset())
+"""Who has not said who they are."""
+
+CALLER = "esm.caller"
+"""Where a request's scope holds its `Caller`, once admitted."""
+
 
 def caller_of(request: Request) -> Caller:
     """Whom the service admitted with this request."""
-    caller: Caller = request.scope["caller"]
+    caller: Caller = request.scope.get(CALLER, NOBODY)
     return caller
 
 

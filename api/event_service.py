@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from api.access import Scope, needs
 from api.application import new_application
 from api.dependencies import OpenStore, event_json, json_response, reach
+from api.doors import open_doors
 from api.health import health_router
 from api.jobs import StartedOnDemand
 from api.launcher import Launcher, make_launcher
@@ -190,10 +191,11 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
             read_connections(system.settings)  # a wrong file is told now, not at the first migration
             jobs = StartedOnDemand(launcher or make_launcher(system.settings))
             app.state.system, app.state.launcher = system, jobs.started
-            try:
-                yield
-            finally:
-                await jobs.stop()
+            async with open_doors(app, system):
+                try:
+                    yield
+                finally:
+                    await jobs.stop()
 
     routers = [events, batches, views, migrations, pages, health_router("event-service")]
     return new_application("Event Service", lifespan=lifespan, routers=routers)

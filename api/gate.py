@@ -14,7 +14,7 @@ import time
 
 from fastapi import Request
 
-from api.access import ANYBODY, Caller, Scope
+from api.access import ANYBODY, CALLER, Caller, Scope
 from api.keys import ApiKey, find_key, parts_of
 from api.limits import RateLimit
 from api.problems import FORBIDDEN, RATE_LIMITED, UNAUTHENTICATED, ProblemError
@@ -40,7 +40,7 @@ class Gate:
     def __init__(self, settings: Settings, storage: StateStorage) -> None:
         self._is_open = settings.authentication == "off"
         self._storage = storage
-        self._rate = RateLimit(settings.rate_limit, settings.rate_limit * 2)
+        self._rate = RateLimit(settings.rate_limit, max(settings.rate_limit * 2, 1))
         self._failures = RateLimit(FAILURES_A_SECOND, FAILURES_AT_ONCE)
         self._known: dict[str, tuple[float, asyncio.Task[ApiKey | None]]] = {}
         self._tokens = (
@@ -56,7 +56,7 @@ class Gate:
         often, 503 when it cannot be looked up.
         """
         caller = ANYBODY if self._is_open else await self._identified(request)
-        request.scope["caller"] = caller
+        request.scope[CALLER] = caller
         if scope not in caller.scopes:
             raise ProblemError(
                 FORBIDDEN, f"This needs the scope {scope}.", members={"needed_scope": str(scope)}
@@ -76,7 +76,7 @@ class Gate:
     async def _identified(self, request: Request) -> Caller:
         kind, _, text = request.headers.get("authorization", "").partition(" ")
         address = _address(request)
-        if wait_s := self._failures.wait_s(address, cost=0):
+        if wait_s := self._failures.wait_s(address, taking=False):
             raise _too_often(wait_s)
         caller = await self._known_by(text.strip()) if kind.lower() == "bearer" else None
         if caller is None:

@@ -13,15 +13,17 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from fastapi import Depends, Header, HTTPException, Request
 from fastapi.responses import Response
 
+from api.access import caller_of
 from api.dependencies import OpenStore
 from api.problems import IN_FLIGHT, KEY_REUSED, ProblemError, problem_of
 from eventsourcing.canonical import state_hash
 from eventsourcing.errors import EventSourcingError
+from eventsourcing.events import new_event_id
 from eventsourcing.storage.base import StateStorage, StateTable
 
 log = logging.getLogger("esm.api.idempotency")
@@ -37,7 +39,7 @@ _PURGE_S = 600.0
 _SERVER_ERROR = 500
 
 Work = Callable[[UUID], Awaitable[Response]]
-"""Does what a request asks for. The token is the same whenever the same request is tried again."""
+"""Does what a request asks for. The token, time-ordered, is the same whenever the request is tried again."""
 
 
 class Once:
@@ -55,7 +57,7 @@ class Once:
         409 while the same request is being worked on; then nothing is done.
         """
         if not self._place:
-            return await work(uuid4())
+            return await work(new_event_id())
         now = datetime.now(UTC)
         held = await self._hold(now, held_s)
         if (answer := held.get("answer")) is not None:
@@ -76,7 +78,7 @@ class Once:
     async def _hold(self, now: datetime, held_s: float) -> dict[str, Any]:
         """The key's value: with the answer, or held by this request from now on."""
         until = now + timedelta(seconds=held_s)
-        fresh = {"request": self._request, "token": str(uuid4()), "since": now, "held_until": until}
+        fresh = {"request": self._request, "token": str(new_event_id()), "since": now, "held_until": until}
         async with self._storage.transaction() as transaction:
             if await transaction.add(KEYS, self._place, fresh):
                 return fresh
@@ -124,8 +126,7 @@ async def _once(
     if idempotency_key is None:
         return Once(store.storage, "", "")
     await store.initialize()
-    caller = request.scope.get("esm.caller", "")
-    place = "\x1f".join((caller, request.method, request.scope["path"], idempotency_key))
+    place = "\x1f".join((caller_of(request).name, request.method, request.scope["path"], idempotency_key))
     asked = {"query": request.scope["query_string"].decode("latin-1"), "body": None}
     if await request.body():
         asked["body"] = await request.json()
@@ -133,7 +134,7 @@ async def _once(
 
 
 DoneOnce = Annotated[Once, Depends(_once)]
-"""Of a POST route: `return await once(work)`. Whoever calls is told apart by the scope's `esm.caller`."""
+"""Of a POST route: `return await once(work)`. Callers have keys of their own."""
 
 
 def _is_refusal(error: BaseException) -> bool:

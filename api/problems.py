@@ -216,6 +216,15 @@ def problem_of(error: EventSourcingError, *, index: int | None = None) -> Proble
     return ProblemError(kind, kind.meaning)
 
 
+def status_of(error: Exception) -> int:
+    """The status that an error of a route is answered with."""
+    if isinstance(error, EventSourcingError):
+        error = problem_of(error)
+    if isinstance(error, RequestValidationError):
+        return INVALID.status
+    return error.status_code if isinstance(error, StarletteHTTPException) else INTERNAL.status
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of the application with a problem, and say what each type means."""
     app.add_exception_handler(StarletteHTTPException, _http_error)

@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from api.access import Scope, needs
 from api.application import new_application
 from api.dependencies import OpenStore, json_response
+from api.doors import open_doors
 from api.feed import LiveFeed
 from api.health import health_router
 from api.idempotency import DoneOnce
@@ -202,11 +203,12 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
             jobs = launcher or make_launcher(system.settings)
             app.state.system, app.state.launcher = system, jobs
             app.state.feed = LiveFeed(system.store, event_frame)
-            try:
-                await jobs.start()
-                yield
-            finally:
-                await jobs.stop()
+            async with open_doors(app, system):
+                try:
+                    await jobs.start()
+                    yield
+                finally:
+                    await jobs.stop()
 
     routers = [replays, aggregates, streams, health_router("replay-service")]
     return new_application("Replay Service", lifespan=lifespan, routers=routers)

@@ -6,6 +6,7 @@ handlers; these routes read the body themselves, so that every fault becomes a p
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
@@ -13,13 +14,22 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
-from api.access import ANYBODY, needed_scope
-from api.problems import MALFORMED, NOT_ACCEPTABLE, TOO_LARGE, UNSUPPORTED_MEDIA, ProblemError
+from api.access import needed_scope
+from api.doors import Doors
+from api.problems import MALFORMED, NOT_ACCEPTABLE, TOO_LARGE, TOO_SLOW, UNSUPPORTED_MEDIA, ProblemError
 from api.schemas import problems
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_BATCH_BYTES = 8 * 1024 * 1024
 MAX_BATCH_EVENTS = 1000
+MAX_DEPTH = 32
+"""How deep objects and lists of a body may lie in one another."""
+
+BODY_S = 30.0
+"""How long a body may take to arrive."""
+
+
+_CLOSING = {"Connection": "close"}
 
 
 class JsonRequest(Request):
@@ -30,27 +40,37 @@ class JsonRequest(Request):
 
     async def body(self) -> bytes:
         """Read the body. Raises a 413 problem as soon as it is announced or found to be too large,
-        and a 415 problem for anything but plain JSON."""
+        a 415 problem for anything but plain JSON, and 408 when it takes longer than 30 seconds."""
         if not hasattr(self, "_body"):
             announced = self.headers.get("content-length", "")
-            if announced.isdigit() and int(announced) > self.max_bytes:
+            if announced.isdecimal() and int(announced) > self.max_bytes:
                 raise self._too_large()
-            read = bytearray()
-            async for chunk in self.stream():
-                read += chunk
-                if len(read) > self.max_bytes:
-                    raise self._too_large()
-            self._body = bytes(read)
+            try:
+                async with asyncio.timeout(BODY_S):
+                    self._body = await self._read()
+            except TimeoutError:
+                raise ProblemError(TOO_SLOW, TOO_SLOW.meaning, headers=_CLOSING) from None
         if self._body and not self._is_json():
             raise ProblemError(UNSUPPORTED_MEDIA, UNSUPPORTED_MEDIA.meaning)
         return self._body
 
+    async def _read(self) -> bytes:
+        read = bytearray()
+        async for chunk in self.stream():
+            read += chunk
+            if len(read) > self.max_bytes:
+                raise self._too_large()
+        return bytes(read)
+
     async def json(self) -> Any:
         """Parse the body. Raises a 400 problem: NaN, lone surrogates and deep nesting are refused."""
         try:
-            value = from_json(await self.body(), allow_inf_nan=False)
+            body = await self.body()
+            value = from_json(body, allow_inf_nan=False)
         except ValueError as error:
             raise ProblemError(MALFORMED, f"Not JSON: {error}.") from None
+        if body.count(b"{") + body.count(b"[") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
+            raise ProblemError(MALFORMED, f"Objects and lists may lie {MAX_DEPTH} deep in one another.")
         if self.max_items is not None and isinstance(value, list) and len(value) > self.max_items:
             raise ProblemError(TOO_LARGE, f"A batch holds at most {self.max_items} events.")
         return value
@@ -64,7 +84,7 @@ class JsonRequest(Request):
         return ProblemError(
             TOO_LARGE,
             f"The body may hold {self.max_bytes} bytes.",
-            headers={"Connection": "close"},
+            headers=_CLOSING,
             members={"max_bytes": self.max_bytes},
         )
 
@@ -94,15 +114,19 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Admit the caller, check what is accepted, and hand on a strict request."""
-        handle = super().get_route_handler()
+        handle, needed = super().get_route_handler(), self.scope
 
         async def strictly(request: Request) -> Response:
-            request.scope["caller"] = ANYBODY
             if not _accepts(request.headers.get("accept", "*/*"), self.produces):
                 raise ProblemError(NOT_ACCEPTABLE, f"This path answers {self.produces}.")
             return await handle(self.request_class(request.scope, request.receive))
 
-        return strictly
+        async def admitted(request: Request) -> Response:
+            doors: Doors = request.app.state.doors
+            assert needed is not None
+            return await doors.through(request, strictly, scope=needed, action=self.name, route=self.path)
+
+        return strictly if needed is None else admitted
 
 
 class BatchRoute(JsonRoute):
@@ -121,6 +145,21 @@ class StreamRoute(JsonRoute):
     """A route that answers a stream of server-sent events."""
 
     produces = "text/event-stream"
+
+
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether objects and lists lie in one another deeper than this."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _accepts(accept: str, media: str) -> bool:
