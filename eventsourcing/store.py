@@ -26,11 +26,14 @@ from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.tail import Slice, follow
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from eventsourcing.backfill import BackfillManifest, Progress
     from eventsourcing.backfill_rows import Row
     from eventsourcing.frames import AppendManifest, Frames
 
 READ_BATCH = 1000
+FRAME_ROWS = 20_000
 
 
 class EventStore:
@@ -175,6 +178,18 @@ class EventStore:
         await self.initialize()
         async for batch in self._storage.read(query, batch_size=batch_size):
             yield batch
+
+    async def read_frames(
+        self, query: EventQuery, *, batch_size: int = FRAME_ROWS
+    ) -> AsyncIterator[pl.DataFrame]:
+        """Stream the committed events of a query, in its order, as Polars frames of their columns
+        (event_columns): many times the speed of `read` where millions are folded. Raises what it raises.
+        """
+        if batch_size < 1:
+            raise ValueError("batch_size must be at least 1")
+        await self.initialize()
+        async for frame in self._storage.read_frames(query, batch_size=batch_size):
+            yield frame
 
     async def follow(
         self, query: EventQuery | None = None, *, after: int = 0, batch_size: int = 500

@@ -21,7 +21,9 @@ from eventsourcing.query import EventQuery
 from eventsourcing.storage.tallies import Tally, TallyQuery
 
 if TYPE_CHECKING:
-    from eventsourcing.columnar import EventChunk  # polars is loaded where frames are used
+    import polars as pl  # loaded where frames are used
+
+    from eventsourcing.columnar import EventChunk
 
 
 class NewEvent(NamedTuple):
@@ -71,6 +73,9 @@ class EventStorage(Protocol):
         Raises CursorAheadError when `after_position` lies above the head, UpcastError once all before
         an event that cannot be read is given.
         """
+
+    def read_frames(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[pl.DataFrame]:
+        """Stream what `read` streams, in the same order, as frames (event_columns). Raises the same."""
 
     async def tally(self, query: TallyQuery) -> list[Tally]:
         """Count what is committed and matches, in one look, by what the query tells apart."""

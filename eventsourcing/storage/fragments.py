@@ -35,7 +35,7 @@ BRANCHES_AT_MOST = 64
 _SELECT = statements("events")["select_events"]
 
 
-def page(query: EventQuery, *, cursor: int | None, size: int) -> tuple[str, list[Any]]:
+def page(query: EventQuery, *, cursor: int | None, size: int, select: str = _SELECT) -> tuple[str, list[Any]]:
     """One page of the query beyond `cursor` (of `keyset_column`), and its parameters."""
     conditions: list[str] = []
     values: list[Any] = []
@@ -57,7 +57,7 @@ def page(query: EventQuery, *, cursor: int | None, size: int) -> tuple[str, list
         conditions.append(condition(ANY_TYPE, types))
         types = ()
     branches = [[*conditions, condition(ONE_TYPE, name)] for name in types] or [conditions]
-    ordered = [_SELECT + (f" WHERE {' AND '.join(branch)}" if branch else "") + order for branch in branches]
+    ordered = [select + (f" WHERE {' AND '.join(branch)}" if branch else "") + order for branch in branches]
     merged = f"({') UNION ALL ('.join(ordered)}){order}" if len(ordered) > 1 else ordered[0]
     return f"{merged} {condition('LIMIT ${}', size)}", values
 

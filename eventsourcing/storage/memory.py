@@ -30,6 +30,8 @@ from eventsourcing.storage.base import (
 )
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from eventsourcing.columnar import EventChunk
 from eventsourcing.storage.tallies import Tally, TallyQuery, count_in_memory
 
@@ -122,6 +124,13 @@ class InMemoryStorage:
                 batch = []
         if batch:
             yield batch
+
+    async def read_frames(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[pl.DataFrame]:
+        """See EventStorage.read_frames."""
+        from eventsourcing.event_columns import frame_of  # loads polars
+
+        async for events in self.read(query, batch_size=batch_size):
+            yield frame_of(events)
 
     async def tally(self, query: TallyQuery) -> list[Tally]:
         """See EventStorage.tally. Positions are places in the list, from 1."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from uuid import UUID
 
 import asyncpg
@@ -25,7 +26,8 @@ from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
 from eventsourcing.storage import time_blocks
 from eventsourcing.storage.base import LOST_POSITIONS, ChunkReceipt, NewEvent, StateTransaction, append_drafts
-from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keyset_column, page
+from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keyset_column
+from eventsourcing.storage.fragments import page as page_of
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import DRIVER, translated
@@ -40,8 +42,14 @@ from eventsourcing.storage.statements import statements
 from eventsourcing.storage.tallies import Tally, TallyQuery
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from eventsourcing.columnar import EventChunk
     from eventsourcing.storage.postgres_frames import FrameCopier
+
+Page = TypeVar("Page", "list[asyncpg.Record]", "pl.DataFrame")
+Fetch: TypeAlias = Callable[[EventQuery, int | None, int], Coroutine[Any, Any, Page]]
+"""Finds one page of a query beyond a cursor (of `keyset_column`), of at most so many rows."""
 
 POOL_WAIT_S = 10.0
 """How long a call waits for a connection while all are in use."""
@@ -145,6 +153,21 @@ class PostgresStorage:
     async def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
         """See EventStorage.read. Each batch is one page by keyset; while one is used, the server looks for
         the next. No connection is held between pages."""
+        async with aclosing(self._read(query, batch_size, self._page)) as pages:
+            async for rows in pages:
+                for batch in recorded_events(rows):
+                    yield batch
+
+    async def read_frames(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[pl.DataFrame]:
+        """See EventStorage.read_frames. Pages as in `read`, each copied out as text."""
+        from eventsourcing.event_columns import newest
+        from eventsourcing.storage.postgres_columns import copied_page  # loads polars
+
+        async with aclosing(self._read(query, batch_size, partial(copied_page, self.pool))) as pages:
+            async for frame in pages:
+                yield newest(frame)
+
+    async def _read(self, query: EventQuery, batch_size: int, fetch: Fetch[Page]) -> AsyncGenerator[Page]:
         if query.after_position:
             head = await self.head()
             if query.after_position > head:
@@ -156,10 +179,10 @@ class PostgresStorage:
             query = narrowed
         left = sys.maxsize if query.limit is None else query.limit
         for part in await self._parts(query):
-            async with aclosing(self._pages(part, batch_size, left)) as pages:
-                async for events in pages:
-                    left -= len(events)
-                    yield events
+            async with aclosing(self._pages(part, batch_size, left, fetch)) as pages:
+                async for page in pages:
+                    left -= len(page)
+                    yield page
 
     async def _parts(self, query: EventQuery) -> list[EventQuery]:
         """The query in parts by position, without those that its window of time cannot touch."""
@@ -169,26 +192,24 @@ class PostgresStorage:
             return await time_blocks.narrowed(self.pool, query, await self.horizon())
 
     async def _pages(
-        self, query: EventQuery, batch_size: int, left: int
-    ) -> AsyncGenerator[list[RecordedEvent], None]:
+        self, query: EventQuery, batch_size: int, left: int, fetch: Fetch[Page]
+    ) -> AsyncGenerator[Page]:
         size = min(batch_size, left)
-        rows = await self._page(query, None, size) if size > 0 else []
-        while rows:
-            left -= len(rows)
-            size = min(batch_size, left) if len(rows) == size else 0
-            cursor = rows[-1][keyset_column(query)]
-            upcoming = asyncio.create_task(self._page(query, cursor, size)) if size > 0 else None
+        page = await fetch(query, None, size) if size > 0 else None
+        while page is not None and len(page):
+            left -= len(page)
+            size = min(batch_size, left) if len(page) == size else 0
+            upcoming = asyncio.create_task(fetch(query, _last(page, query), size)) if size > 0 else None
             try:
-                for batch in recorded_events(rows):
-                    yield batch
-                rows = await upcoming if upcoming else []
+                yield page
+                page = await upcoming if upcoming else None
             finally:
                 if upcoming:
                     upcoming.cancel()
                     await asyncio.gather(upcoming, return_exceptions=True)
 
     async def _page(self, query: EventQuery, cursor: int | None, size: int) -> list[asyncpg.Record]:
-        sql, values = page(query, cursor=cursor, size=size)
+        sql, values = page_of(query, cursor=cursor, size=size)
         return await self.pool.fetch(sql, *values)
 
     async def tally(self, query: TallyQuery) -> list[Tally]:
@@ -267,3 +288,9 @@ class PostgresStorage:
         """See StateStorage.lease."""
         async with hold(dsn(self._url), name) as ours:
             yield ours
+
+
+def _last(page: Any, query: EventQuery) -> int:
+    """The cursor behind a page."""
+    column = keyset_column(query)
+    return int(page[-1][column] if isinstance(page, list) else page[column][-1])

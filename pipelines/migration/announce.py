@@ -69,7 +69,10 @@ class EventLog(Protocol):
     """What the engine needs of an event store."""
 
     def read(self, query: EventQuery) -> AsyncIterator[RecordedEvent]:
-        """The stored events that match, in order; the verification folds them."""
+        """The stored events that match, in order."""
+
+    def read_frames(self, query: EventQuery) -> AsyncIterator[pl.DataFrame]:
+        """The same as columns (`eventsourcing.event_columns`); the verification folds them."""
 
     async def append_events(self, events: Sequence[BaseEvent]) -> list[RecordedEvent]:
         """Store all events or none; one whose event_id is stored comes back as stored."""

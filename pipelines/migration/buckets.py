@@ -1,13 +1,14 @@
 """Buckets: two sets of rows compared by checksums, in constant memory, however many there are.
 
 Each row is a key and a hash. It falls into one of 1024 buckets by the hash of its key, never by a range
-of keys: two databases need not agree on any order. A bucket keeps a count and two XORs; the buckets that
-differ are read again, a bounded number of rows at a time, and their rows are named.
+of keys: two databases need not agree on any order. A bucket keeps a count and two sums of what stands for
+a row; the buckets that differ are read again, a bounded number of rows at a time, and their rows are named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import secrets
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -18,9 +19,6 @@ ROWS_IN_MEMORY = 200_000
 
 Rows = Callable[[], Iterable[pl.DataFrame]]
 """One side: frames with the text columns `key` and `hash`, the same ones at every call."""
-
-Parts = Callable[[], Iterable[tuple[str, pl.DataFrame]]]
-"""One side of several parts, read together: the part that each frame belongs to."""
 
 KINDS = ("changed", "missing", "extra")
 """A key on both sides with another hash; only expected; only found."""
@@ -36,6 +34,11 @@ class Compared:
     unequal: list[int] = field(default_factory=list)
     """The numbers of the buckets that differ."""
 
+    def leave_out(self, kind: str) -> Compared:
+        """The same without the differences of a kind."""
+        rows = [row for row in self.rows if row[0] != kind]
+        return Compared(self.matched, self.counts | {kind: 0}, rows, self.unequal)
+
 
 def compare(expected: Rows, found: Rows, *, first: int) -> Compared:
     """Compare both sides; the first differences of each kind are named, at most `first`.
@@ -43,31 +46,18 @@ def compare(expected: Rows, found: Rows, *, first: int) -> Compared:
     Several rows of one key are compared as a multiset. Each side is read once, and once again for every
     200,000 rows or so in buckets that differ.
     """
-    sums = _Sums()
-    for frame in expected():
-        sums.add(frame)
-    return _compared(sums, expected, found, first)
+    return compare_sums(Sums.of(expected), Sums.of(found), expected, found, first=first)
 
 
-def compare_parts(expected: Parts, found: Mapping[str, Rows], *, first: int) -> dict[str, Compared]:
-    """`compare` for several parts whose expected rows come out of one reading, frame by frame."""
-    sums = {name: _Sums() for name in found}
-    for name, frame in expected():
-        sums[name].add(frame)
-
-    def of(part: str) -> Rows:
-        return lambda: (frame for name, frame in expected() if name == part)
-
-    return {name: _compared(sums[name], of(name), rows, first) for name, rows in found.items()}
-
-
-def _compared(sums: _Sums, expected: Rows, found: Rows, first: int) -> Compared:
-    rows = _Sums()
-    for frame in found():
-        rows.add(frame)
-    unequal = sorted(bucket for bucket in {*sums.of, *rows.of} if sums.of.get(bucket) != rows.of.get(bucket))
-    result = Compared(matched=rows.total, unequal=unequal)
-    size = max(rows.total, sums.total, 1)
+def compare_sums(
+    expected_sums: Sums, found_sums: Sums, expected: Rows, found: Rows, *, first: int
+) -> Compared:
+    """`compare` for sides that were read before. What is read again may have other hashes, which tell
+    differences that mean nothing from those that count."""
+    one, other = expected_sums.buckets(), found_sums.buckets()
+    unequal = sorted(bucket for bucket in {*one, *other} if one.get(bucket) != other.get(bucket))
+    result = Compared(matched=found_sums.total, unequal=unequal)
+    size = max(found_sums.total, expected_sums.total, 1)
     at_once = max(1, COUNT * ROWS_IN_MEMORY // size)
     for start in range(0, len(unequal), at_once):
         group = unequal[start : start + at_once]
@@ -79,23 +69,48 @@ def _bucket() -> pl.Expr:
     return pl.col("key").hash(seed=0) % COUNT
 
 
-class _Sums:
-    """Of each bucket that holds a row: the count, and two XORs of what stands for a row."""
+_SEEDS = (secrets.randbits(63), secrets.randbits(63))
+"""Nobody can make up rows whose sums are those of others: he would have to know these."""
+
+
+class Sums:
+    """Of each bucket that holds a row: the count, and two sums of what stands for a row.
+
+    Sums, for of two equal rows an XOR keeps nothing.
+    """
 
     def __init__(self) -> None:
-        self.of: dict[int, list[int]] = {}
+        self._parts: list[pl.DataFrame] = []
         self.total = 0
 
+    @classmethod
+    def of(cls, rows: Rows) -> Sums:
+        """The sums of all frames of one side."""
+        sums = cls()
+        for frame in rows():
+            sums.add(frame)
+        return sums
+
     def add(self, frame: pl.DataFrame) -> None:
-        digits = pl.col("hash").str.slice(0, 15).str.to_integer(base=16, strict=True)
-        both = pl.concat_str("key", "hash", separator="\x1f").hash(seed=0)
-        grouped = frame.group_by(_bucket().alias("bucket")).agg(
-            pl.len(), digits.bitwise_xor().alias("digits"), both.bitwise_xor().alias("both")
+        """Add rows; `hash` is any text that is equal for equal rows only."""
+        row = pl.concat_str("key", "hash", separator="\x1f", ignore_nulls=True)
+        summed = [(row.hash(seed) // 2**24).sum().alias(f"sum{place}") for place, seed in enumerate(_SEEDS)]
+        self._parts.append(
+            frame.group_by(_bucket().alias("bucket")).agg(pl.len().cast(pl.UInt64).alias("count"), *summed)
         )
-        for bucket, count, one, two in grouped.iter_rows():
-            entry = self.of.setdefault(bucket, [0, 0, 0])
-            entry[0], entry[1], entry[2] = entry[0] + count, entry[1] ^ one, entry[2] ^ two
         self.total += frame.height
+        if len(self._parts) > _PARTS_AT_MOST:
+            self._parts = [self._together()]
+
+    def buckets(self) -> dict[int, tuple[int, ...]]:
+        """What each bucket came to."""
+        return {bucket: tuple(sums) for bucket, *sums in self._together().iter_rows()} if self._parts else {}
+
+    def _together(self) -> pl.DataFrame:
+        return pl.concat(self._parts).group_by("bucket").agg(pl.all().sum())
+
+
+_PARTS_AT_MOST = 64
 
 
 def _in_buckets(side: Rows, group: list[int]) -> pl.DataFrame:

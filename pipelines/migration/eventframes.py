@@ -44,12 +44,11 @@ def migrated_frame(
     cls = entity.mapping.event
     if cls is None:
         return None
-    secret = frozenset(name for name, field in entity.fields.items() if field.secret)
     made = valid.select(
         pl.col("_record"),
         outcomes.alias("_outcome"),
-        _struct(run, valid, "s:", entity.secret_sources).alias("source_data"),
-        _struct(run, valid, "t:", secret, key=entity.target_key).alias("target_data"),
+        _struct(run, _named(valid, "s:"), entity.secret_sources).alias("source_data"),
+        told_record(run, entity, valid["_record"], _named(valid, "t:")).alias("target_data"),
     )
     for child, frame in children.items():
         made = _with_children(run, entity, made, child, frame)
@@ -135,22 +134,31 @@ def _events(
     )
 
 
-def _struct(
-    run: RunContext, frame: pl.DataFrame, prefix: str, secret: frozenset[str], *, key: str | None = None
-) -> pl.Series:
-    """The columns of a prefix under their own names, as JSON writes them, the secret ones masked."""
-    picked = frame.select(pl.col(name).alias(name[2:]) for name in frame.columns if name.startswith(prefix))
-    if key is not None:
-        picked = picked.with_columns(frame["_record"].alias(key))
-    masked = [run.masker.mask_all(picked[name]) for name in picked.columns if name in secret]
-    return picked.with_columns(masked).with_columns(_json_forms()).to_struct("struct")
+def told_record(run: RunContext, entity: EntityPlan, keys: pl.Series, rows: pl.DataFrame) -> pl.Series:
+    """What an event says is in the target, the children aside: of rows that have the mapping's fields in
+    its order, and of their keys."""
+    secret = frozenset(name for name, field in entity.fields.items() if field.secret)
+    return _struct(run, rows.with_columns(keys.alias(entity.target_key)), secret)
+
+
+def _named(frame: pl.DataFrame, prefix: str) -> pl.DataFrame:
+    """The columns of a prefix under their own names."""
+    return frame.select(pl.col(name).alias(name[2:]) for name in frame.columns if name.startswith(prefix))
+
+
+def _struct(run: RunContext, rows: pl.DataFrame, secret: frozenset[str]) -> pl.Series:
+    """Rows as JSON writes them, the secret columns masked."""
+    masked = [run.masker.mask_all(rows[name]) for name in rows.columns if name in secret]
+    return rows.with_columns(masked).with_columns(_json_forms()).to_struct("struct")
 
 
 def _with_children(
     run: RunContext, entity: EntityPlan, made: pl.DataFrame, name: str, frame: pl.DataFrame
 ) -> pl.DataFrame:
     """The records with a list of their children under `target_data`."""
-    rows = frame.select("_record", _struct(run, frame, "t:", entity.children[name].secret).alias("_child"))
+    rows = frame.select(
+        "_record", _struct(run, _named(frame, "t:"), entity.children[name].secret).alias("_child")
+    )
     grouped = rows.group_by("_record", maintain_order=True).agg(pl.col("_child"))
     joined = made.join(grouped, on="_record", how="left", maintain_order="left")
     children = pl.col("_child").fill_null(pl.lit([], dtype=grouped.schema["_child"])).alias(name)

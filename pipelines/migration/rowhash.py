@@ -7,12 +7,12 @@ its length in bytes and its text, so that no two rows share an encoding ("12" an
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
 import orjson
 import polars as pl
+import polars_hash as plh
 
 from eventsourcing.canonical import comparable
 from pipelines.migration.schema import Column
@@ -26,9 +26,8 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.Series:
         return pl.Series("row_hash", [""] * frame.height, dtype=pl.String)
     parts = frame.with_columns(
         _normal(frame[column.name], column) for column in columns if column.kind in ("json", "decimal")
-    ).select(pl.concat_str([_encoded(column) for column in columns]))
-    hashes = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in parts.to_series()]
-    return pl.Series("row_hash", hashes, dtype=pl.String)
+    ).select(pl.concat_str([_encoded(column) for column in columns]).alias("row_hash"))
+    return parts.select(plh.col("row_hash").chash.sha2_256().str.head(32)).to_series()
 
 
 def _encoded(column: Column) -> pl.Expr:

@@ -1,8 +1,12 @@
-"""Told: what the events of a run tell of each record, folded and compared with the target.
+"""Told: what the events of a run tell of each record, folded, in the form of the target's rows.
 
 The last event of a record counts: migrated, it stands in the target as the event says; rolled back, it
 is none of ours. Secret values are compared by the hashes that stand for them, so the events can prove
 the target without holding a secret.
+
+Most records are compared as the very text that their event has, which costs a fraction of reading it.
+The same values may be written in two ways, so texts that differ prove nothing: whoever finds some reads
+the values (`values`).
 """
 
 from __future__ import annotations
@@ -10,28 +14,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
+import orjson
 import polars as pl
 
-from eventsourcing.events import RecordedEvent
 from eventsourcing.query import EventQuery
 from pipelines.migration.announce import EventLog
-from pipelines.migration.buckets import Compared, compare_parts
-from pipelines.migration.chunks import Chunk
 from pipelines.migration.context import RunContext
-from pipelines.migration.errors import StagedDataError
-from pipelines.migration.eventframes import streams_of
+from pipelines.migration.eventframes import streams_of, told_record
 from pipelines.migration.plan import ChildPlan, EntityPlan
 from pipelines.migration.records import rolled_back_class
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Column, Table
-from pipelines.migration.target import TargetTransaction
 
-_BATCH = 5000
-_PAGE = 10_000
 Row = dict[str, Any]
+
+_SAME_TEXT = frozenset({"text", "integer", "boolean", "datetime", "datetime_tz", "date", "uuid", "binary"})
+"""Kinds of columns whose values have one text in JSON, whichever database they come from."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Told:
     log: EventLog
     loop: asyncio.AbstractEventLoop
 
-    def events(self, query: EventQuery) -> Iterator[list[RecordedEvent]]:
-        """The events of a query in batches."""
-        stream = self.log.read(query)
-        while batch := asyncio.run_coroutine_threadsafe(_take(stream), self.loop).result():
-            yield batch
+    def frames(self, query: EventQuery) -> Iterator[pl.DataFrame]:
+        """The events of a query as columns."""
+        stream = self.log.read_frames(query)
+        while (frame := asyncio.run_coroutine_threadsafe(_next(stream), self.loop).result()) is not None:
+            yield frame
 
     def of_record(self, run: RunContext, entity: EntityPlan, record: str) -> Row | None:
         """What the run's last event of a record says is in the target; None when it says nothing."""
@@ -56,67 +56,115 @@ class Told:
             aggregate_id=streams_of(run, entity, cls.declared_aggregate, pl.Series([record]))[0],
             event_types=(cls.declared_type,),
             correlation_id=run.row.correlation_id,
+            backwards=True,
+            limit=1,
         )
-        last = [event for batch in self.events(query) for event in batch][-1:]
-        return dict(last[0].data["target_data"]) if last else None
+        texts = [text for frame in self.frames(query) for text in frame["data"]]
+        return _target_data(texts[0]) if texts else None
 
 
-async def _take(stream: AsyncIterator[RecordedEvent]) -> list[RecordedEvent]:
-    batch: list[RecordedEvent] = []
-    async for event in stream:
-        batch.append(event)
-        if len(batch) == _BATCH:
-            break
-    return batch
+async def _next(stream: AsyncIterator[pl.DataFrame]) -> pl.DataFrame | None:
+    return await anext(stream, None)
 
 
-def compare_told(
-    run: RunContext, transaction: TargetTransaction, entity: EntityPlan, told: Told
-) -> dict[str, Compared]:
-    """The records and the children of an entity, by table; {} for one that emits no events."""
-    if entity.mapping.event is None:
-        return {}
-    taken_back = _rolled_back(run, entity, told)
-    parts: dict[str, ChildPlan | None] = {entity.target.name: None}
-    parts |= {child.table.name: child for child in entity.children.values()}
+@dataclass(frozen=True)
+class Telling:
+    """The events of one entity that emits some."""
 
-    def tell() -> Iterator[tuple[str, pl.DataFrame]]:
-        for records in _told_records(run, entity, told, taken_back):
-            for table, child in parts.items():
-                yield table, _hashed(_columns(run, entity, child), *_keyed(entity, child, records))
+    run: RunContext
+    entity: EntityPlan
+    told: Told
 
-    result = compare_parts(
-        tell,
-        {table: partial(_found_rows, run, transaction, entity, child) for table, child in parts.items()},
-        first=100,
-    )
-    if entity.policy != "fail":  # the others may have been there before
-        for found in result.values():
-            found.counts["extra"], found.rows = 0, [row for row in found.rows if row[0] != "extra"]
-    return result
+    def standing(self) -> Iterator[pl.Series]:
+        """The payloads of the records that were migrated and not taken back since."""
+        cls, taken_back = self.entity.mapping.event, self._taken_back()
+        assert cls is not None
+        for frame in self.told.frames(self._events(cls.declared_type)):
+            self.run.refuse_when_stopped()
+            if taken_back is not None:
+                back = pl.col("taken_back").fill_null(0)
+                frame = frame.join(taken_back, on="aggregate_id", how="left", maintain_order="left")
+                frame = frame.filter(pl.col("position") > back)
+            yield frame["data"]
+
+    def _taken_back(self) -> pl.DataFrame | None:
+        """The position of the last event that took each record back."""
+        cls = rolled_back_class(self.entity)
+        if cls is None:
+            return None
+        last = pl.col("position").max().alias("taken_back")
+        frames = [
+            frame.group_by("aggregate_id").agg(last)
+            for frame in self.told.frames(self._events(cls.declared_type))
+        ]
+        return pl.concat(frames).group_by("aggregate_id").agg(pl.col("taken_back").max()) if frames else None
+
+    def _events(self, event_type: str) -> EventQuery:
+        return EventQuery(event_types=(event_type,), correlation_id=self.run.row.correlation_id)
+
+    def has_same_text(self, child: ChildPlan | None) -> bool:
+        """Whether the rows of a table can be compared as texts: those of a record, without its children."""
+        names, table = self.entity.loaded_columns, self.entity.target
+        kinds = {table.columns[name].kind for name in names}
+        return child is None and kinds <= _SAME_TEXT and not _MARKS & {*names, *self.entity.columns}
+
+    def texts(self, payloads: pl.Series) -> pl.DataFrame:
+        """`key` and `hash`, the very text, of each record as its event tells it."""
+        told = pl.col("data").str.splitn(_DATA, 2).struct[1].str.splitn(_END, 2).struct[0]
+        for name in [*self.entity.children][:1]:
+            told = told.str.splitn(f',"{name}":[', 2).struct[0]
+        return self._keyed(payloads.alias("data").to_frame().select(told.alias("hash")))
+
+    def texts_of(self, page: pl.DataFrame) -> pl.DataFrame:
+        """The same of rows of the target."""
+        entity = self.entity
+        record = told_record(self.run, entity, page[entity.target_key], page.select(*entity.fields))
+        return self._keyed(record.struct.json_encode().alias("hash").to_frame())
+
+    def _keyed(self, texts: pl.DataFrame) -> pl.DataFrame:
+        entity = self.entity
+        number = entity.target.columns[entity.target_key].kind == "integer"
+        value = pl.col("hash").str.splitn(f'"{entity.target_key}":', 2).struct[1]
+        keys = texts.select(value.str.extract(_NUMBER if number else _TEXT)).to_series()
+        if keys.str.contains("\\", literal=True).any():
+            keys = pl.Series([orjson.loads(f'"{key}"') for key in keys])
+        return texts.select(keys.alias("key"), pl.col("hash").str.strip_suffix("}"))
+
+    def values(self, child: ChildPlan | None, payloads: pl.Series) -> pl.DataFrame:
+        """`key` and `hash` of a table's rows as events tell their values, each under its record's key."""
+        columns = told_columns(self.run, self.entity, child)
+        keys, rows = told_rows(self.entity, child, [_target_data(text) for text in payloads])
+        hashes = row_hashes(typed(columns, rows), columns).alias("hash")
+        return pl.DataFrame([pl.Series("key", keys, dtype=pl.String), hashes])
+
+    def values_of(self, child: ChildPlan | None, page: pl.DataFrame) -> pl.DataFrame:
+        """The same of rows of the target."""
+        table, owner = table_of(self.entity, child)
+        columns = told_columns(self.run, self.entity, child)
+        hashes = row_hashes(seen(self.run, table, columns, page), columns).alias("hash")
+        return pl.DataFrame([page[owner].cast(pl.String).alias("key"), hashes])
 
 
-def _rolled_back(run: RunContext, entity: EntityPlan, told: Told) -> dict[str, int]:
-    """The position of the last event that took each record back."""
-    cls = rolled_back_class(entity)
-    if cls is None:
-        return {}
-    query = EventQuery(event_types=(cls.declared_type,), correlation_id=run.row.correlation_id)
-    return {event.aggregate_id: event.position for batch in told.events(query) for event in batch}
+_DATA, _END = '"target_data":', ',"migrated_at":"'
+"""Between these stands what an event tells of the target. Inside a text their quotes would be escaped."""
+
+_MARKS = {"target_data", "migrated_at"}
+"""Names of columns that could be taken for them."""
+
+_NUMBER, _TEXT = r"^(-?\d+)", r'^"((?:[^"\\]|\\.)*)"'
 
 
-def _told_records(
-    run: RunContext, entity: EntityPlan, told: Told, taken_back: dict[str, int]
-) -> Iterator[list[Row]]:
-    cls = entity.mapping.event
-    assert cls is not None
-    query = EventQuery(event_types=(cls.declared_type,), correlation_id=run.row.correlation_id)
-    for batch in told.events(query):
-        standing = [e for e in batch if e.position > taken_back.get(e.aggregate_id, 0)]
-        yield [dict(event.data["target_data"]) for event in standing]
+def _target_data(payload: str) -> Row:
+    found: Row = orjson.loads(payload)["target_data"]
+    return found
 
 
-def _keyed(entity: EntityPlan, child: ChildPlan | None, records: list[Row]) -> tuple[list[str], list[Row]]:
+def table_of(entity: EntityPlan, child: ChildPlan | None) -> tuple[Table, str]:
+    """The table of an entity or of its children, and its column that holds the record's key."""
+    return (entity.target, entity.target_key) if child is None else (child.table, child.parent)
+
+
+def told_rows(entity: EntityPlan, child: ChildPlan | None, records: list[Row]) -> tuple[list[str], list[Row]]:
     """The record keys and the rows that events tell of one table."""
     keys = [str(record[entity.target_key]) for record in records]
     if child is None:
@@ -127,24 +175,20 @@ def _keyed(entity: EntityPlan, child: ChildPlan | None, records: list[Row]) -> t
     return [key for key, _ in pairs], [row for _, row in pairs]
 
 
-def _columns(run: RunContext, entity: EntityPlan, child: ChildPlan | None) -> list[Column]:
+def told_columns(run: RunContext, entity: EntityPlan, child: ChildPlan | None) -> list[Column]:
     """The columns that events tell of; a secret one holds its mask, which is text."""
+    table, _ = table_of(entity, child)
     if child is None:
-        names, table = entity.loaded_columns, entity.target
+        names = entity.loaded_columns
         secret = {name for name, spec in entity.fields.items() if spec.secret}
     else:
-        table, secret = child.table, set(child.secret)
+        secret = {*child.secret}
         names = child.made_columns(entity.source, entity.target.columns[entity.target_key], run.plan.settings)
     columns = [table.columns[name] for name in sorted({*names})]
     return [replace(column, kind="text") if column.name in secret else column for column in columns]
 
 
-def _hashed(columns: list[Column], keys: list[str], rows: list[Row]) -> pl.DataFrame:
-    frame = _typed(columns, rows)
-    return pl.DataFrame([pl.Series("key", keys, dtype=pl.String), row_hashes(frame, columns).alias("hash")])
-
-
-def _typed(columns: list[Column], rows: list[Row]) -> pl.DataFrame:
+def typed(columns: list[Column], rows: list[Row]) -> pl.DataFrame:
     """JSON values in the types of their columns."""
     return pl.DataFrame([_read(column, [row.get(column.name) for row in rows]) for column in columns])
 
@@ -162,27 +206,7 @@ def _read(column: Column, values: list[Any]) -> pl.Series:
     return pl.Series(column.name, values, dtype=column.dtype, strict=False)
 
 
-def _found_rows(
-    run: RunContext, transaction: TargetTransaction, entity: EntityPlan, child: ChildPlan | None
-) -> Iterator[pl.DataFrame]:
-    """The target's rows in the same form, each under the key of its record."""
-    table = entity.target if child is None else child.table
-    owner = entity.target_key if child is None else child.parent
-    columns = _columns(run, entity, child)
-    assert table.key is not None
-    names = sorted({column.name for column in columns} | {owner, table.key})
-    after = None
-    while True:
-        page = transaction.read(table, names, after=after, limit=_PAGE)
-        if page.height:
-            keys = page[owner].cast(pl.String).alias("key")
-            yield pl.DataFrame([keys, row_hashes(_seen(run, table, columns, page), columns).alias("hash")])
-            after = page[table.key][-1]
-        if page.height < _PAGE:
-            return
-
-
-def _seen(run: RunContext, table: Table, columns: list[Column], page: pl.DataFrame) -> pl.DataFrame:
+def seen(run: RunContext, table: Table, columns: list[Column], page: pl.DataFrame) -> pl.DataFrame:
     """The target's values as events would tell them: the secret ones masked."""
     masked = [
         run.masker.mask_all(page[column.name])
@@ -190,89 +214,3 @@ def _seen(run: RunContext, table: Table, columns: list[Column], page: pl.DataFra
         if column is not table.columns[column.name]
     ]
     return page.with_columns(masked)
-
-
-def name_columns(
-    run: RunContext, transaction: TargetTransaction, told: Told, differences: list[dict[str, Any]]
-) -> None:
-    """Name the columns in which changed rows differ: from their events, or their staged rows."""
-    for item in differences:
-        entity, record = run.plan.entities[item["entity"]], item["record"]
-        if item["kind"] != "changed" or record is None:
-            continue
-        child = next((c for c in entity.children.values() if c.table.name == item["table"]), None)
-        columns = _columns(run, entity, child)
-        meant = told.of_record(run, entity, record) or _staged_record(run, entity, record)
-        if meant is None:
-            continue
-        ids, rows = _rows_of(run, transaction, entity, child, record)
-        _, wanted = _keyed(entity, child, [meant])
-        by_id = dict(zip(ids, wanted, strict=False))
-        names: set[str] = set()
-        for place, own in enumerate(ids):
-            if item["found_by"] == ["events"] or own == item["key"]:
-                row = rows[place : place + 1]
-                names |= {c.name for c in columns if own in by_id and _differs(c, row, by_id[own])}
-        item["columns"] = sorted(names)
-
-
-def _rows_of(
-    run: RunContext,
-    transaction: TargetTransaction,
-    entity: EntityPlan,
-    child: ChildPlan | None,
-    record: str,
-) -> tuple[list[str], pl.DataFrame]:
-    """The rows of one record in one table, by key: their keys, and their values as events tell them."""
-    table = entity.target if child is None else child.table
-    owner = entity.target_key if child is None else child.parent
-    assert table.key is not None
-    columns = _columns(run, entity, child)
-    names = sorted({column.name for column in columns} | {owner, table.key})
-    key = record if table.columns[owner].kind != "integer" else int(record)
-    page = transaction.rows(table, names, of=owner, among=[key])
-    return page[table.key].cast(pl.String).to_list(), _seen(run, table, columns, page)
-
-
-def _differs(column: Column, row: pl.DataFrame, wanted: Row) -> bool:
-    return bool(row_hashes(row, [column]).item() != row_hashes(_typed([column], [wanted]), [column]).item())
-
-
-def _staged_record(run: RunContext, entity: EntityPlan, record: str) -> Row | None:
-    """The record as it was staged, while the run still has its files."""
-    for attempt in run.attempts:
-        for place, chunk in enumerate(attempt.staged.get("valid", {}).get(entity.name, [])):
-            row = _find(run, chunk, record)
-            if row is None:
-                continue
-            found = {name: row.get(f"t:{name}") for name in entity.loaded_columns} | {
-                entity.target_key: row["_record"]
-            }
-            for name in entity.children:
-                family = attempt.staged["valid"][f"{entity.name}.{name}"][place]
-                made = run.read(family).filter(pl.col("_record").cast(pl.String) == record)
-                found[name] = [
-                    {key[2:]: value for key, value in item.items() if key.startswith("t:")}
-                    for item in made.to_dicts()
-                ]
-            return _masked_like_events(run, entity, found)
-    return None
-
-
-def _find(run: RunContext, chunk: Chunk, record: str) -> Row | None:
-    try:
-        found = run.read(chunk).filter(pl.col("_record").cast(pl.String) == record)
-    except StagedDataError:
-        return None  # the run is over and its files are gone
-    return found.row(0, named=True) if found.height else None
-
-
-def _masked_like_events(run: RunContext, entity: EntityPlan, found: Row) -> Row:
-    secret = {name for name, spec in entity.fields.items() if spec.secret}
-    masked = {name: run.masker.mask(value) if name in secret else value for name, value in found.items()}
-    for child in entity.children.values():
-        masked[child.name] = [
-            {name: run.masker.mask(value) if name in child.secret else value for name, value in row.items()}
-            for row in found[child.name]
-        ]
-    return masked

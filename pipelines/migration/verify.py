@@ -18,23 +18,20 @@ import polars as pl
 import sqlalchemy as sa
 
 from pipelines.migration.attempts import left_in_quarantine
-from pipelines.migration.buckets import Compared, compare
+from pipelines.migration.buckets import Compared
+from pipelines.migration.comparison import FIRST, TableCompared, Writes, compare_entity, tables_of
 from pipelines.migration.context import RunContext
 from pipelines.migration.invariants import broken_invariants
-from pipelines.migration.load import hashed_columns, tables_written
+from pipelines.migration.load import tables_written
 from pipelines.migration.manifest import StageOutcome
-from pipelines.migration.plan import ChildPlan, EntityPlan, Plan
-from pipelines.migration.rowhash import row_hashes
+from pipelines.migration.naming import name_columns
+from pipelines.migration.plan import EntityPlan, Plan
 from pipelines.migration.schema import Table
 from pipelines.migration.source import Source
 from pipelines.migration.target import TargetTransaction
-from pipelines.migration.told import Told, compare_told, name_columns
+from pipelines.migration.told import Told
 from pipelines.migration.worktables import id_map, written_to
 
-FIRST = 100
-"""How many differences of each kind a verification names; all are counted."""
-
-PAGE = 10_000
 Difference = dict[str, Any]
 
 
@@ -75,10 +72,14 @@ def verify(run: RunContext, source: Source | None, told: Told) -> StageOutcome:
     began = time.monotonic()
     findings = _Findings()
     with run.target.transaction() as transaction:
-        tables = {item.table.name: _compare(run, transaction, item, findings) for item in _written(run.plan)}
-        events = {
-            name: compare_told(run, transaction, entity, told) for name, entity in run.plan.entities.items()
-        }
+        tables: dict[str, dict[str, Any]] = {}
+        events: dict[str, dict[str, Compared]] = {}
+        for name, entity in run.plan.entities.items():
+            compared = compare_entity(run, transaction, entity, told)
+            tables |= {table: _table_facts(one) for table, one in compared.items()}
+            events[name] = {table: one.events for table, one in compared.items() if one.events is not None}
+            for table, one in compared.items():
+                findings.add("rows", name, table, one.rows)
         _know_records(run, transaction, findings.differences)
         findings.merge(_of_events(events))
         name_columns(run, transaction, told, findings.differences)
@@ -100,69 +101,14 @@ def verify(run: RunContext, source: Source | None, told: Told) -> StageOutcome:
     return run.keep("verify", {"ok": ok, **facts})
 
 
-@dataclass(frozen=True)
-class Writes:
-    """A table that the run writes: for which entity, which columns, and as whose child."""
-
-    entity: EntityPlan
-    table: Table
-    columns: tuple[str, ...]
-    child: ChildPlan | None = None
-
-
 def _written(plan: Plan) -> Iterator[Writes]:
     for entity in plan.entities.values():
-        yield Writes(entity, entity.target, tuple(hashed_columns(entity.loaded_columns)))
-        for child in entity.children.values():
-            names = hashed_columns(entity.child_columns(child, plan.settings))
-            yield Writes(entity, child.table, tuple(names), child)
+        yield from tables_of(plan, entity)
 
 
-def _compare(
-    run: RunContext, transaction: TargetTransaction, item: Writes, findings: _Findings
-) -> dict[str, Any]:
-    """The rows of a table as they were meant, against the rows as they are."""
-    table, names = item.table, [*item.columns]
-    columns = [table.columns[name] for name in names]
-    total, alone = transaction.count(table), item.entity.policy == "fail"
-    assert table.key is not None
-
-    def expected() -> Iterator[pl.DataFrame]:
-        for frame in written_to(transaction.connection, run.migration_id, table.name):
-            meant = frame.filter(
-                pl.col("row_hash").is_not_null() & pl.col("op").is_in(["delete", "skip"]).not_()
-            )
-            yield meant.select(pl.col("target_key").alias("key"), pl.col("row_hash").alias("hash"))
-
-    def found() -> Iterator[pl.DataFrame]:
-        done = 0
-        for page in pages(transaction, table, names):
-            keys = page[table.key or ""].cast(pl.String).alias("key")
-            done += page.height
-            run.progress("verify", table.name, done, max(total, done))
-            yield pl.DataFrame([keys, row_hashes(page, columns).alias("hash")])
-
-    compared = compare(expected, found, first=FIRST)
-    others = 0 if alone else compared.counts["extra"]
-    if not alone:  # whose rows the others are, nobody can tell: they may have been there before
-        compared.counts["extra"] = 0
-        compared.rows = [row for row in compared.rows if row[0] != "extra"]
-    findings.add("rows", item.entity.name, table.name, compared)
-    unequal = compared.unequal if alone or any(compared.counts.values()) else []
-    return {"matched": compared.matched, **compared.counts, "others": others, "unequal": unequal}
-
-
-def pages(transaction: TargetTransaction, table: Table, names: list[str]) -> Iterator[pl.DataFrame]:
-    """All rows of a table in key order, a page at a time."""
-    assert table.key is not None
-    after = None
-    while True:
-        page = transaction.read(table, names, after=after, limit=PAGE)
-        if page.height:
-            yield page
-            after = page[table.key][-1]
-        if page.height < PAGE:
-            return
+def _table_facts(compared: TableCompared) -> dict[str, Any]:
+    rows = compared.rows
+    return {"matched": rows.matched, **rows.counts, "others": compared.others, "unequal": rows.unequal}
 
 
 def _counts(compared: dict[str, Compared]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
 
 import pytest
 
 from eventsourcing import BaseEvent, CursorAheadError, EventQuery, EventStore, RecordedEvent
+from eventsourcing.event_columns import COLUMNS
 from tests.factories import NOON, draft, unused_id
 
 ONE, TWO = UUID(int=1), UUID(int=2)
@@ -205,3 +207,31 @@ async def test_events_of_one_moment_keep_the_order_they_were_stored_in(store: Ev
     events = [draft(f"order-{n % 2}", timestamp=NOON, data={"number": n}) for n in range(6)]
     await store.append_events(events)
     assert await numbers(store, EventQuery(from_timestamp=NOON)) == list(range(6))
+
+
+async def test_columns_are_those_of_the_events(store: EventStore, stored: list[RecordedEvent]) -> None:
+    """Every condition, page size and order gives the same as the reading of events."""
+    awkward = {"text": 'tab\t "quoted", \\slash\\ and line\nbreak', "none": None, "number": 99}
+    await store.append_event(draft("order-9", "order.placed", correlation_id=TWO, data=awkward))
+    queries = [
+        EventQuery(),
+        EventQuery(limit=5, backwards=True),
+        EventQuery(correlation_id=TWO, event_types=("order.placed", "order.sent")),
+        EventQuery(aggregate_id="order-1", from_version=2),
+        EventQuery(aggregate_types=("invoice",)),
+        EventQuery(from_timestamp=NOON - timedelta(minutes=9)),
+        EventQuery(event_types=("nobody.knows",)),
+    ]
+    for query in queries:
+        for batch_size in (3, 1000):
+            frames = [frame async for frame in store.read_frames(query, batch_size=batch_size)]
+            rows = [row for frame in frames for row in frame.iter_rows(named=True)]
+            told = [{**row, "data": json.loads(row["data"])} for row in rows]
+            events = [event async for event in store.read(query)]
+            assert told == [{name: getattr(event, name) for name in COLUMNS} for event in events]
+            assert all(frame.schema == COLUMNS for frame in frames)
+
+
+async def test_columns_refuse_what_reading_refuses(store: EventStore, stored: list[RecordedEvent]) -> None:
+    with pytest.raises(CursorAheadError):
+        [_ async for _ in store.read_frames(EventQuery(after_position=stored[-1].position + 1000))]

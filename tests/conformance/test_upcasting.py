@@ -97,6 +97,8 @@ async def test_every_reader_sees_the_newest_payload_and_the_store_keeps_the_old_
         assert found[0].model_copy(update={"data": 0, "metadata": 0}) == event.model_copy(
             update={"data": 0, "metadata": 0}
         ), way
+    (frame,) = [found async for found in store.read_frames(EventQuery())]
+    assert json.loads(frame["data"].item()) == {**NEW, "reserved_at": "2024-05-01T12:00:00Z"}
     assert await stored_data(store, event) == before
     assert before["passenger"] == "Ada Lovelace"
 

@@ -70,6 +70,11 @@ SELECT event_id, event_type, aggregate_id, aggregate_type, event_version, "times
        causation_id, metadata, data, position, recorded_at
 FROM events
 
+-- name: select_columns
+-- The head of every read as columns (event_columns).
+SELECT event_id, event_type, aggregate_id, event_version, metadata, data, position
+FROM events
+
 -- name: horizon
 -- The smaller of the highest committed position and the smallest key that an append in flight holds.
 -- The snapshot comes first, pg_locks is read live after it; reading events needs a new statement.

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import polars as pl
 import pytest
 
 from eventsourcing import EventStore, EventStoreConfig
@@ -52,6 +53,9 @@ class CrashingLog:
 
     def read(self, query: EventQuery) -> AsyncIterator[RecordedEvent]:
         return self._store.read(query)
+
+    def read_frames(self, query: EventQuery) -> AsyncIterator[pl.DataFrame]:
+        return self._store.read_frames(query)
 
 
 def undisturbed(finished: Finished) -> tuple[dict[str, str], list[object]]:
