@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from api.access import SECURITY_SCHEMES
 from api.problems import install
 from api.schemas import Problem
+from api.tracking import Tracking
 
 
 class Lifespan(Protocol):
@@ -31,6 +32,8 @@ def new_application(title: str, *, lifespan: Lifespan, routers: Sequence[APIRout
         redirect_slashes=False,
     )
     install(app)
+    layers = app.build_middleware_stack
+    app.build_middleware_stack = lambda: Tracking(layers())  # type: ignore[method-assign] # the outermost
     for router in routers:
         app.include_router(router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign] # the documented way to extend it

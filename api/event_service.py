@@ -18,6 +18,7 @@ from api.doors import open_doors
 from api.health import health_router
 from api.jobs import StartedOnDemand
 from api.launcher import Launcher, make_launcher
+from api.measured import metrics_router
 from api.migrations import migrations, pages
 from api.paging import next_link, page_of_events, page_of_states
 from api.problems import NOT_FOUND, ProblemError, problem_of
@@ -45,6 +46,7 @@ from eventsourcing import (
 )
 from eventsourcing.bootstrap import open_system
 from eventsourcing.canonical import encode
+from eventsourcing.logs import note
 from eventsourcing.readmodels import (
     ADMIN_MIGRATIONS_MODEL,
     MIGRATION_STATISTICS_MODEL,
@@ -71,6 +73,7 @@ views = APIRouter(route_class=JsonRoute, tags=["migrations"])
 async def publish_event(store: OpenStore, body: EventBody) -> Response:
     """Store one event. The same event_id again stores nothing and answers 200 with the stored event."""
     draft = body.draft()
+    note(event_id=draft.event_id, correlation_id=draft.correlation_id)
     known = body.event_id is not None and await store.get_event(body.event_id) is not None
     event = await store.append_event(draft, expected_version=body.expected_version)
     headers = {"Location": f"/events/{event.event_id}", "ES-Position": str(event.position)}
@@ -197,13 +200,13 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
                 finally:
                     await jobs.stop()
 
-    routers = [events, batches, views, migrations, pages, health_router("event-service")]
+    routers = [events, batches, views, migrations, pages, health_router("event-service"), metrics_router()]
     return new_application("Event Service", lifespan=lifespan, routers=routers)
 
 
 def main() -> None:
     """Serve on the configured port."""
-    serve(create_app, lambda settings: settings.event_service_port)
+    serve("event-service", create_app, lambda settings: settings.event_service_port)
 
 
 async def _current(store: EventStore, model: ReadModel, params: ReadParams) -> None:

@@ -1,4 +1,8 @@
-"""Health: `/livez` asks nobody, `/readyz` asks the store, `/health` is the summary for people."""
+"""Health: `/livez` asks nobody, `/readyz` asks the store, `/health` is the summary for people.
+
+`unhealthy` (503) while the store is down. `degraded` (200) while Kafka is away or a worker does not get on:
+the service does its own work all the same, and what waits goes on by itself.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,19 @@ from api.dependencies import OpenSystem, json_response
 from api.requests import JsonRoute
 from eventsourcing import EventSourcingError
 from eventsourcing.bootstrap import System
-from eventsourcing.readmodels import READ_MODELS
-from eventsourcing.storage.base import CHECKPOINTS
+from eventsourcing.lag import Lag, lags
 
 CHECK_TIMEOUT_S = 2.0
 
+STALLED_S = 60.0
+"""From which age on the oldest event that a read model, a group or the relay has not done is a sign that
+nobody works on it."""
+
+_FOLLOWERS = {"read-model": "read_models", "group": "consumers", "relay": "relay"}
+
 
 def health_router(service: str) -> APIRouter:
-    """The three paths of a service. 503 and `unhealthy` while the store is down."""
+    """The three paths of a service."""
     router = APIRouter(route_class=JsonRoute, tags=["health"])
 
     @router.get("/livez", response_model=None, openapi_extra=OPEN)
@@ -38,7 +47,7 @@ def health_router(service: str) -> APIRouter:
     )
     async def readyz(system: OpenSystem) -> Response:
         """Whether the service can do its work: the store answers and has our schema."""
-        return await _checked(service, system)
+        return _answered(service, system, await _store_checks(system))
 
     @router.get(
         "/health",
@@ -48,35 +57,70 @@ def health_router(service: str) -> APIRouter:
     )
     async def health(system: OpenSystem) -> Response:
         """What works and what does not."""
-        return await _checked(service, system)
+        store, broker = await asyncio.gather(_store_checks(system), _kafka_check(system))
+        return _answered(service, system, store | broker)
 
     return router
 
 
-async def _checked(service: str, system: System) -> Response:
-    try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            checks = await _store_checks(system)
-        status = "healthy"
-    except (EventSourcingError, TimeoutError) as error:
-        checks, status = {"store": {"status": "down", "reason": type(error).__name__}}, "unhealthy"
+def _answered(service: str, system: System, checks: dict[str, Any]) -> Response:
+    states = {check["status"] for check in checks.values()}
+    if checks["store"]["status"] == "down":
+        status = "unhealthy"
+    else:
+        status = "degraded" if states & {"down", "stalled"} else "healthy"
     if system.settings.allow_insecure_bind:
         checks["authentication"] = {"status": "off", "reason": "ESM_ALLOW_INSECURE_BIND is set"}
     report = _report(service, status, checks)
-    return json_response(orjson.dumps(report), 200 if status == "healthy" else 503)
+    return json_response(orjson.dumps(report), 503 if status == "unhealthy" else 200)
 
 
 async def _store_checks(system: System) -> dict[str, Any]:
+    """The store, and by their checkpoints those who follow it."""
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await _followers(system)
+    except (EventSourcingError, TimeoutError) as error:
+        return {"store": {"status": "down", "reason": type(error).__name__}}
+
+
+async def _followers(system: System) -> dict[str, Any]:
     storage = system.store.storage
     horizon = await storage.horizon()
-    keys = [model.checkpoint_key for model in READ_MODELS]
-    async with storage.transaction() as transaction:
-        checkpoints = await transaction.get_many(CHECKPOINTS, keys)
-    behind = min((checkpoints.get(key, {"position": 0})["position"] for key in keys), default=0)
-    return {
-        "store": {"status": "up", "position": horizon},
-        "read_models": {"position": behind, "lag_events": max(horizon - behind, 0)},
+    slowest: dict[str, Lag] = {}
+    for lag in await lags(storage):
+        if lag.kind not in slowest or lag.seconds > slowest[lag.kind].seconds:
+            slowest[lag.kind] = lag
+    return {"store": {"status": "up", "position": horizon}} | {
+        _FOLLOWERS[kind]: {
+            "status": "stalled" if lag.seconds > STALLED_S else "up",
+            "name": lag.name,
+            "position": lag.position,
+            "lag_events": lag.events,
+            "lag_seconds": round(lag.seconds, 3),
+        }
+        for kind, lag in slowest.items()
     }
+
+
+async def _kafka_check(system: System) -> dict[str, Any]:
+    """Whether one of the brokers named takes connections; nothing where no broker is."""
+    servers = system.settings.kafka_bootstrap_servers
+    if servers is None:
+        return {}
+    up = any(await asyncio.gather(*map(_listens, servers.split(","))))
+    return {"kafka": {"status": "up" if up else "down"}}
+
+
+async def _listens(server: str) -> bool:
+    host, _, port = server.strip().rpartition(":")
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, TimeoutError, ValueError):
+        return False
+    writer.close()
+    return True
 
 
 def _report(service: str, status: str, checks: dict[str, Any]) -> dict[str, Any]:

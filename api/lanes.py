@@ -24,6 +24,8 @@ from dagster._core.definitions.reconstruct import ReconstructableJob, Reconstruc
 from dagster._core.execution.api import execute_run
 from dagster._core.instance.ref import InstanceRef
 
+from eventsourcing.config import Settings
+from eventsourcing.logs import configure, run_of
 from resources.dagster_home import apply_environment
 
 _DEFINITIONS = ("pipelines.definitions", "defs")
@@ -104,7 +106,10 @@ def _enter_lane(environment: dict[str, str]) -> None:
     os.setsid()  # Ctrl-C at the server's terminal is for the server, which ends its lanes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late cancel; Dagster handles it while a run executes
     apply_environment(environment)
-    _write_to(Path(environment["ESM_DATA_DIR"]) / "logs")
+    settings = Settings.load()
+    server = os.fdopen(os.dup(2), "w", encoding="utf-8")
+    configure(settings.log_level, settings.log_format, stream=server, service="lane")
+    _write_to(settings.data_dir / "logs")
     _lane_environment.update(environment)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
@@ -140,4 +145,5 @@ def _execute(run_id: str) -> bool:
     run = _lane_instance().get_run_by_id(run_id)
     if run is None or run.status is not DagsterRunStatus.NOT_STARTED:
         return False
-    return execute_run(reconstructable_job(run.job_name), run, _lane_instance()).success
+    with run_of(run_id):
+        return execute_run(reconstructable_job(run.job_name), run, _lane_instance()).success

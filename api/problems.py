@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from uuid import uuid4
 
 import orjson
 from fastapi import FastAPI, HTTPException, Request
@@ -31,6 +30,7 @@ from eventsourcing import (
     SchemaError,
     UnavailableError,
 )
+from eventsourcing.logs import current, spoken
 
 log = logging.getLogger("esm.api")
 
@@ -103,7 +103,7 @@ KEY_REUSED = Kind(
 INVALID = Kind("invalid", 422, "A value is not valid", "`errors` names each field and what it must be.")
 RATE_LIMITED = Kind("rate-limited", 429, "Too many requests", "Wait for Retry-After, then go on slower.")
 TOO_SLOW = Kind("too-slow", 408, "The body came too slowly", "Send a body within 30 seconds.")
-INTERNAL = Kind("internal", 500, "The service failed", "The log holds the cause under `instance`.")
+INTERNAL = Kind("internal", 500, "The service failed", "The log holds the cause under the id in `instance`.")
 UNAVAILABLE = Kind(
     "unavailable",
     503,
@@ -268,31 +268,28 @@ async def _library_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EventSourcingError)
     problem = problem_of(error)
     if problem.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("%s: %s", type(error).__name__, error)
+        log.warning("%s: %s", type(error).__name__, spoken(error))
     return await _http_error(request, problem)
 
 
 async def _unexpected(_request: Request, error: Exception) -> Response:
-    response = _response(INTERNAL, INTERNAL.meaning, None, {})
-    log.error("%s failed with %s", response.headers["x-request-id"], type(error).__name__)
-    return response
+    log.error("a request failed with %s", type(error).__name__)
+    return _response(INTERNAL, INTERNAL.meaning, None, {})
 
 
 def _response(
     kind: Kind, detail: str, headers: Mapping[str, str] | None, members: Mapping[str, Any]
 ) -> Response:
-    instance = f"urn:uuid:{uuid4()}"
+    request_id = current("request_id")
     body = {
         "type": f"/problems/{kind.slug}" if kind.slug else "about:blank",
         "title": kind.title,
         "status": kind.status,
         "detail": detail,
-        "instance": instance,
+        "instance": f"urn:request:{request_id}",
         **members,
     }
-    return Response(
-        orjson.dumps(body), kind.status, {**(headers or {}), "X-Request-Id": instance}, media_type=MEDIA_TYPE
-    )
+    return Response(orjson.dumps(body), kind.status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 
 def _invalid(errors: list[dict[str, Any]]) -> ProblemError:

@@ -22,6 +22,7 @@ from api.health import health_router
 from api.idempotency import DoneOnce
 from api.jobs import SNAPSHOT, VALIDATION, answer, cancel_replay, finished_replay, start_replay
 from api.launcher import Launcher, make_launcher
+from api.measured import metrics_router
 from api.paging import cursor_after, key_before, next_link
 from api.problems import NOT_FOUND, ProblemError
 from api.requests import JsonRoute, StreamRoute
@@ -210,13 +211,13 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
                 finally:
                     await jobs.stop()
 
-    routers = [replays, aggregates, streams, health_router("replay-service")]
+    routers = [replays, aggregates, streams, health_router("replay-service"), metrics_router()]
     return new_application("Replay Service", lifespan=lifespan, routers=routers)
 
 
 def main() -> None:
     """Serve on the configured port."""
-    serve(create_app, lambda settings: settings.replay_service_port)
+    serve("replay-service", create_app, lambda settings: settings.replay_service_port)
 
 
 LISTED = ("replay_id", "status", "replay_type", "start_time", "end_time")

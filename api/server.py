@@ -6,7 +6,6 @@ Whatever keeps it from starting is one line on stderr and exit code 1, and leave
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -18,33 +17,37 @@ import uvicorn
 from fastapi import FastAPI
 
 from eventsourcing import ConfigurationError, EventSourcingError, Settings
+from eventsourcing.logs import configure
+from eventsourcing.metrics import share
 from eventsourcing.secrets import redact_url
 
 GRACE_S = 2
 """How long requests may still run after a signal; streams end before."""
 
 
-def serve(create_app: Callable[[Settings], FastAPI], port_of: Callable[[Settings], int]) -> None:
-    """Serve until SIGINT or SIGTERM, then exit with 0; exit with 1 when it cannot start."""
+def serve(name: str, create_app: Callable[[Settings], FastAPI], port_of: Callable[[Settings], int]) -> None:
+    """Serve until SIGINT or SIGTERM, then exit with 0; exit with 1 when it cannot start.
+
+    `name` stands in every line of the log.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     try:
         settings = Settings.load()
-        logging.basicConfig(
-            level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
-        with _listening(settings.bind_host, port_of(settings)) as listener:
-            _run(create_app(settings), listener, settings)
+        configure(settings.log_level, settings.log_format, service=name)
+        port = port_of(settings)
+        with _listening(settings.bind_host, port) as listener, share(f"{port}"):
+            _run(create_app(settings), listener)
     except EventSourcingError as error:
         sys.exit(redact_url(" ".join(str(error).split())))
 
 
-def _run(app: FastAPI, listener: socket.socket, settings: Settings) -> None:
+def _run(app: FastAPI, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         lifespan="off",  # opened here, so that a failure to start is an exception and no traceback
         log_config=None,
-        access_log=settings.log_level == "DEBUG",
+        access_log=False,  # `tracking` writes of every request
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
     )

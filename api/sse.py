@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from api.dependencies import event_json
 from api.feed import MAX_BUFFERED_EVENTS, LiveFeed, Subscription
 from eventsourcing import CursorAheadError, EventQuery, EventSourcingError, EventStore, RecordedEvent
+from eventsourcing.metrics import gauge
 
 log = logging.getLogger("esm.api.sse")
 
@@ -174,7 +175,15 @@ class StreamResponse(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream to its end."""
+        _clients.add(self)
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
             log.info("a stream was closed: its client took nothing for %d s", STALLED_S)
+        finally:
+            _clients.discard(self)
+
+
+_clients: set[StreamResponse] = set()
+
+gauge("es_sse_clients", "Open streams of events.", lambda: {(): len(_clients)})

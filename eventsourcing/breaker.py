@@ -20,6 +20,7 @@ from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 
 from eventsourcing.errors import UnavailableError
 from eventsourcing.failures import is_outage
+from eventsourcing.metrics import gauge
 
 THRESHOLD = 5
 """How many outages in a row open the circuit."""
@@ -125,13 +126,21 @@ async def _fail_with(error: Exception) -> None:
     raise error
 
 
+_ORDER: list[BreakerState] = ["closed", "half-open", "open"]
+
 _breakers: WeakSet[CircuitBreaker] = WeakSet()
 
 
 def breaker_states() -> dict[str, BreakerState]:
     """The states of this process's breakers by name, for metrics; the worst one where a name has several."""
     worst: dict[str, BreakerState] = {}
-    order: list[BreakerState] = ["closed", "half-open", "open"]
     for breaker in list(_breakers):
-        worst[breaker.name] = max(worst.get(breaker.name, "closed"), breaker.state, key=order.index)
+        worst[breaker.name] = max(worst.get(breaker.name, "closed"), breaker.state, key=_ORDER.index)
     return worst
+
+
+def _circuits() -> dict[tuple[str, ...], float]:
+    return {(name,): float(_ORDER.index(state)) for name, state in breaker_states().items()}
+
+
+gauge("es_circuit_state", "Circuits: 0 closed, 1 half-open, 2 open.", _circuits, ("dependency",))

@@ -26,6 +26,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from eventsourcing.errors import ConfigurationError
+from eventsourcing.logs import LogFormat
 from eventsourcing.secrets import redact_url
 
 Provisioning = Literal["create", "verify", "none"]
@@ -112,6 +113,8 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", validation_alias=AliasChoices("log_level", "LOG_LEVEL")
     )
+    log_format: LogFormat = "auto"
+    """Lines for people, or JSON; `auto` writes for people on a terminal."""
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Where the embedded PostgreSQL, Dagster's home and the work files of migrations live."""
     pool_size: int = Field(default=8, ge=1, le=100)
@@ -145,6 +148,8 @@ class Settings(BaseSettings):
     event_service_port: int = Field(default=8006, ge=1, le=65535)
     replay_service_port: int = Field(default=8007, ge=1, le=65535)
     dagster_port: int = Field(default=3000, ge=1, le=65535)
+    worker_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where a worker serves its health and metrics; unset: nowhere."""
     allow_insecure_bind: bool = False
     """Let the services listen beyond loopback although nobody authenticates."""
     authentication: Literal["off", "on"] = "off"

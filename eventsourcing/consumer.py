@@ -25,6 +25,7 @@ from eventsourcing.delivery import Delivery
 from eventsourcing.errors import BusyError, EventSourcingError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.flow import Flow, Progress
+from eventsourcing.logs import spoken
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import CHECKPOINTS, StateTransaction, Storage
 from eventsourcing.supervision import lead, supervise
@@ -166,7 +167,7 @@ class GroupConsumer:
             async with asyncio.timeout(5):
                 await self._commit(tasks, flow, flow.progress(), owner)
         except (EventSourcingError, TimeoutError) as error:
-            _log.warning("group %s: the last checkpoint was not written: %s", self.identity, error)
+            _log.warning("group %s: the last checkpoint was not written: %s", self.identity, spoken(error))
 
     async def _commit(
         self, tasks: asyncio.TaskGroup, flow: Flow, progress: Progress, owner: str | None

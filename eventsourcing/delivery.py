@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from eventsourcing.errors import HandlerError, HandlerTimeoutError, UnavailableE
 from eventsourcing.events import BaseEvent
 from eventsourcing.failures import is_outage, is_permanent
 from eventsourcing.handlers import EventHandler
+from eventsourcing.logs import about
+from eventsourcing.metrics import instruments
 from eventsourcing.secrets import redact, secret_values
 
 __all__ = ["CONCURRENT_CALLS", "Delivery", "backoff", "call_with_retry", "is_outage"]
@@ -77,19 +80,25 @@ class Delivery:
 
     async def _once(self, handler: EventHandler, event: BaseEvent) -> None:
         async with self._places:
-            await self.breaker.call(lambda: _in_time(handler, event, self.config.handler_timeout))
+            with about(event_id=event.event_id, correlation_id=event.correlation_id):
+                await self.breaker.call(lambda: _in_time(handler, event, self.config.handler_timeout))
 
 
 async def _in_time(handler: EventHandler, event: BaseEvent, timeout_s: float) -> None:
     """Call the handler; one that does not come back is the event's fault and no outage."""
     limit = asyncio.timeout(timeout_s)
+    began, result = time.perf_counter(), "failed"
     try:
         async with limit:
             await handler.handle(event)
+        result = "ok"
     except TimeoutError as error:
         if limit.expired():
             raise HandlerTimeoutError(f"no answer within {timeout_s:g} s") from error
         raise
+    finally:
+        seconds = time.perf_counter() - began
+        instruments().handler_seconds.labels(handler.name, result).observe(seconds)
 
 
 async def _retried(
@@ -109,6 +118,7 @@ async def _retried(
                 raise HandlerError(
                     event.event_id, handler=handler.name, attempts=attempt, reason=reason
                 ) from error
+            instruments().handler_retries.labels(handler.name).inc()
             await asyncio.sleep(backoff(attempt, delay_s))
         else:
             return attempt

@@ -19,6 +19,7 @@ from eventsourcing.delivery import Delivery
 from eventsourcing.errors import HandlerError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.handlers import EventHandler
+from eventsourcing.logs import spoken
 from eventsourcing.transport.base import Subscription
 
 _log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class Flow:
             try:
                 await self.delivery.deliver(handler, event)
             except HandlerError as failure:
-                _log.error("group %s: %s; aggregate %s is parked", self.group, failure, name)
+                _log.error("group %s: %s; aggregate %s is parked", self.group, spoken(failure), name)
                 lane.popleft()
                 self._failed[name] = DeadLetter(event, failure)
                 self.parked.add(name)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from eventsourcing.dead_letters import DeadLetter, park, parked_aggregates
 from eventsourcing.errors import HandlerError
 from eventsourcing.events import RecordedEvent
+from eventsourcing.metrics import instruments
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.supervision import lead
@@ -68,6 +69,9 @@ class Relay:
         while True:
             one = await sent.get()
             refused = await one.receipt.wait()
+            published = instruments().published
+            published.labels("published").inc(len(one.piece.events) - len(one.waiting) - len(refused))
+            published.labels("refused").inc(len(refused))
             letters = [DeadLetter(event) for event in one.waiting]
             for refusal in refused:
                 event = refusal.event

@@ -21,6 +21,7 @@ from eventsourcing.delivery import call_with_retry
 from eventsourcing.errors import HandlerError, NotFoundError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.handlers import EventHandler
+from eventsourcing.metrics import instruments
 from eventsourcing.query import EventQuery
 from eventsourcing.snapshots import fold_aggregate, save_snapshot
 from eventsourcing.store import EventStore
@@ -161,6 +162,17 @@ class EventReplay:
         self, batch: Sequence[RecordedEvent], result: ReplayResult, takers: dict[str, list[EventHandler]]
     ) -> None:
         """`takers` remembers which handlers take a type."""
+        before = result.processed_events, result.failed_events
+        try:
+            await self._run_events(batch, result, takers)
+        finally:
+            replayed = instruments().replayed
+            replayed.labels("processed").inc(result.processed_events - before[0])
+            replayed.labels("failed").inc(result.failed_events - before[1])
+
+    async def _run_events(
+        self, batch: Sequence[RecordedEvent], result: ReplayResult, takers: dict[str, list[EventHandler]]
+    ) -> None:
         for event in batch:
             handlers = takers.get(event.event_type)
             if handlers is None:

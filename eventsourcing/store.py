@@ -16,7 +16,9 @@ from uuid import UUID
 
 from eventsourcing.config import EventStoreConfig, Settings
 from eventsourcing.drafts import ANY, ExpectedVersion, prepare
+from eventsourcing.errors import ConcurrencyError
 from eventsourcing.events import BaseEvent, RecordedEvent
+from eventsourcing.metrics import instruments, timed
 from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import current_event_statistics
 from eventsourcing.storage.base import Storage
@@ -100,7 +102,14 @@ class EventStore:
         if not ready:
             return []
         await self.initialize()
-        stored = {event.event_id: event for event in await self._storage.append(ready)}
+        measured = instruments()
+        try:
+            with timed(measured.append_seconds):
+                appended = await self._storage.append(ready)
+        except ConcurrencyError:
+            measured.conflicts.inc()
+            raise
+        stored = {event.event_id: event for event in appended}
         return [stored[event.event_id] for event in events]
 
     async def append_frame(

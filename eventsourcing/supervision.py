@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from eventsourcing.delivery import backoff
+from eventsourcing.logs import spoken
 from eventsourcing.storage.base import StateStorage
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ async def supervise(name: str, work: Work) -> None:
             raise
         except Exception as error:  # noqa: BLE001 - the one supervising loop of relay, consumers and read models
             failures = 1 if time.monotonic() - began > STEADY_S else failures + 1
-            _log.warning("%s paused: %s", name, error)
+            _log.warning("%s paused: %s", name, spoken(error))
             await asyncio.sleep(backoff(min(failures, 6), 1.0))
 
 

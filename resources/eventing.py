@@ -16,6 +16,7 @@ from pydantic import PrivateAttr
 from eventsourcing.bootstrap import System, open_system
 from eventsourcing.bus import EventBus
 from eventsourcing.config import Settings
+from eventsourcing.logs import run_of
 from eventsourcing.store import EventStore
 
 
@@ -27,12 +28,13 @@ class EventingResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # it
     @asynccontextmanager
     async def yield_for_execution(  # type: ignore[override]  # Dagster takes an async one, untyped
         self,
-        context: dg.InitResourceContext,  # noqa: ARG002 - part of the interface
+        context: dg.InitResourceContext,
     ) -> AsyncIterator[EventingResource]:
         """Open the system on the event loop of the run, and close it whatever happens."""
-        async with open_system(Settings.load()) as system:
-            self._system = system
-            yield self
+        with run_of(str(context.run_id)):
+            async with open_system(Settings.load()) as system:
+                self._system = system
+                yield self
 
     @property
     def settings(self) -> Settings:

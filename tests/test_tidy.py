@@ -19,6 +19,7 @@ MEANINGLESS = {"utils", "util", "common", "helpers", "helper", "core", "manager"
 READS_THE_ENVIRONMENT = {
     "eventsourcing/config.py": "the one reader of the environment",
     "api/cli/processes.py": "a child process inherits the environment beside its own names",
+    "eventsourcing/metrics.py": "the metrics library takes from there the folder that processes share",
     "resources/dagster_home.py": "a fresh process takes over Dagster's names before it loads Dagster",
 }
 """Files that may touch os.environ, each with its reason; a child's environment is a reason."""

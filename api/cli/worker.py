@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 
 import typer
 
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
+from eventsourcing.logs import configure
 from eventsourcing.worker import run_worker
 
 app = typer.Typer()
@@ -17,9 +17,16 @@ app = typer.Typer()
 
 @app.command()
 def worker() -> None:
-    """Run read models, relay and handlers until SIGTERM or Ctrl-C."""
+    """Run read models, relay and handlers until SIGTERM or Ctrl-C. ESM_WORKER_PORT has it serve its
+    health and metrics, too."""
     settings = Settings.load()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if settings.worker_port is not None:
+        from api.server import serve  # without a port no web framework is loaded
+        from api.worker import create_app
+
+        serve("worker", create_app, lambda settings: settings.worker_port or 0)
+        return
+    configure(settings.log_level, settings.log_format, service="worker")
     asyncio.run(_run(settings))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from uuid import UUID
 from eventsourcing.canonical import decode, encode
 from eventsourcing.errors import ConcurrencyError, CursorAheadError, UpcastError
 from eventsourcing.events import BaseEvent, RecordedEvent
+from eventsourcing.metrics import count_appended
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import (
     ChunkReceipt,
@@ -74,6 +75,8 @@ class InMemoryStorage:
                 raise ConcurrencyError(event.aggregate_id, expected=new.version - 1, actual=actual)
             versions[event.aggregate_id] = head + 1
             fresh.append(self._record(new, version=head + 1, position=len(self._events) + len(fresh) + 1))
+        count_appended(Counter(event.event_type for event in settled.values()), "found")
+        count_appended(Counter(event.event_type for event in fresh))
         for recorded in fresh:
             settled[recorded.event_id] = self._by_id[recorded.event_id] = recorded
             self._events.append(recorded)

@@ -23,6 +23,7 @@ from sqlalchemy.engine import make_url
 
 from eventsourcing.errors import CursorAheadError, UnavailableError
 from eventsourcing.events import RecordedEvent
+from eventsourcing.metrics import count_appended
 from eventsourcing.query import EventQuery
 from eventsourcing.storage import time_blocks
 from eventsourcing.storage.base import LOST_POSITIONS, ChunkReceipt, NewEvent, StateTransaction, append_drafts
@@ -144,7 +145,11 @@ class PostgresStorage:
 
         async def attempt() -> ChunkReceipt:
             await self._kinds.add(self.pool, kinds)
-            return await copier.copy(chunk) or await append_drafts(self, chunk)
+            copied = await copier.copy(chunk)
+            if copied is None:
+                return await append_drafts(self, chunk)
+            count_appended(dict(chunk.frame["event_type"].value_counts().iter_rows()))
+            return copied
 
         receipt = await settled(attempt, within_s=self._append_timeout_s)
         self.pool.saw(receipt.last_position or 0)

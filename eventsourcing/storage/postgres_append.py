@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 from uuid import UUID
@@ -20,6 +21,7 @@ import asyncpg
 from eventsourcing.canonical import decode
 from eventsourcing.errors import ConcurrencyError, UnavailableError
 from eventsourcing.events import BaseEvent, RecordedEvent
+from eventsourcing.metrics import count_appended
 from eventsourcing.storage import copyformat
 from eventsourcing.storage.base import NewEvent, settle_duplicate
 from eventsourcing.storage.postgres_errors import RACE, race_lost
@@ -55,12 +57,14 @@ class Appender:
             pending = [new for new in events if new.event.event_id not in settled] if settled else events
             fresh = await self._insert(pending) if pending else []
             if fresh is not None:
+                count_appended(Counter(event.event_type for event in fresh))
                 if not settled:
                     return fresh
                 settled.update((event.event_id, event) for event in fresh)
                 return [settled[new.event.event_id] for new in events]
             stored = await self._stored(pending)
             settled.update(stored)
+            count_appended(Counter(event.event_type for event in stored.values()), "found")
             if not stored:
                 await self._refuse_conflict(pending)
                 await asyncio.sleep(random.uniform(0, 0.001 * min(race, 20)))  # noqa: S311 - spreads writers

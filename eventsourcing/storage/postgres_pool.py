@@ -11,11 +11,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from weakref import WeakSet
 
 import asyncpg
 from sqlalchemy.engine import URL
 
 from eventsourcing.errors import CursorAheadError, UnavailableError
+from eventsourcing.metrics import gauge
 from eventsourcing.storage.base import CHECKPOINTS, LOST_POSITIONS
 from eventsourcing.storage.postgres_errors import DRIVER, connection_lost, other_server_needed, translated
 from eventsourcing.storage.postgres_rows import use_canonical_json
@@ -57,6 +59,8 @@ class ConnectionPool:
         self._before_session = before_session
         self._seen = 0
         self._pool: asyncpg.Pool | None = None
+        self._waiting = 0
+        _pools.add(self)
 
     async def open(self) -> None:
         """Connect once. Raises UnavailableError, ConfigurationError, CursorAheadError; nothing stays open."""
@@ -147,7 +151,13 @@ class ConnectionPool:
             with translated():
                 return await connection.fetchval(statement, *values)
 
+    def load(self) -> tuple[int, int]:
+        """How many connections are in use, and how many calls wait for one."""
+        pool = self._pool
+        return (0 if pool is None else pool.get_size() - pool.get_idle_size()), self._waiting
+
     async def _acquired(self, pool: asyncpg.Pool) -> asyncpg.Connection:
+        self._waiting += 1
         try:
             async with asyncio.timeout(self._wait_s):
                 with translated(sent=False):
@@ -156,6 +166,8 @@ class ConnectionPool:
             raise UnavailableError(
                 f"no connection to the database within {self._wait_s:g} s; the pool has {self._size}"
             ) from error
+        finally:
+            self._waiting -= 1
 
     async def _prepare(self, connection: asyncpg.Connection) -> None:
         """Look at the server, and let JSON pass through as bytes of ours."""
@@ -185,6 +197,21 @@ async def _judge(pool: asyncpg.Pool, connection: asyncpg.Connection, error: Exce
 def _drop(connection: asyncpg.Connection) -> None:
     with suppress(asyncpg.InterfaceError):  # the pool noticed first, and took it back
         connection.terminate()
+
+
+_pools: WeakSet[ConnectionPool] = WeakSet()
+
+
+def _in_use() -> dict[tuple[str, ...], float]:
+    return {(): sum(pool.load()[0] for pool in list(_pools))}
+
+
+def _waiting() -> dict[tuple[str, ...], float]:
+    return {(): sum(pool.load()[1] for pool in list(_pools))}
+
+
+gauge("es_pool_in_use", "Connections to the event database in use.", _in_use)
+gauge("es_pool_waiting", "Calls that wait for a connection to the event database.", _waiting)
 
 
 async def _keep_session(connection: asyncpg.Connection) -> None:

@@ -27,6 +27,7 @@ from eventsourcing.failures import is_outage
 from eventsourcing.fold_handler import FoldHandler, advance, checkpoint_key
 from eventsourcing.gate import Arrival, OrderGate
 from eventsourcing.handlers import EventHandler
+from eventsourcing.logs import spoken
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import StateTable, StateTransaction, Storage
 from eventsourcing.transport.base import Subscription
@@ -206,7 +207,7 @@ class GroupDelivery:
                 break
             failure = await self._attempt(arrival)
             if failure is not None:
-                _log.error("group %s: %s", self._group, failure)
+                _log.error("group %s: %s", self._group, spoken(failure))
                 await self._park(key, run[place:], failure)
                 break
             self._done.append(arrival)

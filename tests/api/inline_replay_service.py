@@ -17,4 +17,4 @@ def create(settings: Settings) -> FastAPI:
 
 
 if __name__ == "__main__":
-    serve(create, lambda settings: settings.replay_service_port)
+    serve("replay-service", create, lambda settings: settings.replay_service_port)

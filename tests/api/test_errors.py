@@ -148,11 +148,11 @@ async def test_documented_errors_are_problems_and_operations_keep_their_names(
             "all_migration_stats", "migration_stats", "user_migrations", "admin_migrations",
             "create_migration", "list_migrations", "get_migration", "resume_migration", "cancel_migration",
             "verify_migration", "rollback_migration", "list_quarantine", "retry_quarantine", "get_report",
-            "get_report_page", "health", "livez", "readyz",
+            "get_report_page", "health", "livez", "readyz", "metrics",
         },
         "replays": {
             "create_replay", "list_replays", "get_replay", "delete_replay", "create_snapshot",
-            "get_snapshot", "validate_sequence", "stream_events", "health", "livez", "readyz",
+            "get_snapshot", "validate_sequence", "stream_events", "health", "livez", "readyz", "metrics",
         },
     }  # fmt: skip
     assert operations.keys() == names[request.node.callspec.params["client"]]
