@@ -39,10 +39,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepo
 from api.lanes import Lane, close_instance, open_instance, reconstructable_job
 from eventsourcing.canonical import decode, encode
 from eventsourcing.config import Settings
-from resources.dagster_home import prepare_dagster_home
-
-LOCATION = "migration"
-"""The code location's name in workspace.yaml: what the UI finds the job of an embedded run by."""
+from resources.dagster_home import LOCATION, prepare_dagster_home
 
 SHORT_JOBS = frozenset({"snapshot", "validate_sequence"})
 LONG_LANES = 2

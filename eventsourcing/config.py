@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     event_service_port: int = Field(default=8006, ge=1, le=65535)
     replay_service_port: int = Field(default=8007, ge=1, le=65535)
     dagster_port: int = Field(default=3000, ge=1, le=65535)
+    dagster_code_server: Annotated[str, Field(pattern=r"^[^:/\s]+:\d{1,5}$")] | None = None
+    """The `host:port` of the server that Dagster's webserver and daemon take the jobs from; unset: they load
+    the jobs themselves."""
     worker_port: int | None = Field(default=None, ge=1, le=65535)
     """Where a worker serves its health and metrics; unset: nowhere."""
     allow_insecure_bind: bool = False

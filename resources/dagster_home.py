@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from importlib.resources import files
 from pathlib import Path
+from uuid import uuid4
 
+import yaml
 from pydantic import AliasChoices
 
 from eventsourcing.config import Settings
 from resources.siblings import event_database_url, sibling_database
+
+LOCATION = "migration"
+"""The code location's name in every workspace: by it the UI finds the jobs of a run."""
 
 DAGSTER_DATABASE = "dagster"
 """The name of Dagster's database beside the event database."""
@@ -26,6 +31,8 @@ def prepare_dagster_home(settings: Settings) -> dict[str, str]:
     home.mkdir(parents=True, exist_ok=True)
     wanted = files("resources").joinpath("dagster.yaml").read_text("utf-8")
     _replace(home / "dagster.yaml", wanted)
+    if settings.dagster_code_server is not None:
+        _replace(home / "workspace.yaml", _code_server(settings.dagster_code_server))
     return {
         **environment_of(settings),
         "DATABASE_URL": event_database_url(settings),
@@ -40,8 +47,11 @@ def dagster_database_url(settings: Settings) -> str:
     return settings.dagster_database_url or sibling_database(settings, DAGSTER_DATABASE)
 
 
-def workspace_file() -> Path:
-    """The workspace that Dagster's webserver and daemon load: of the checkout, or of the installed wheel."""
+def workspace_file(settings: Settings) -> Path:
+    """The workspace that Dagster's webserver and daemon load: the code server that the settings name, in the
+    prepared home, else the one of the checkout, or of the installed wheel."""
+    if settings.dagster_code_server is not None:
+        return settings.data_dir / "dagster" / "workspace.yaml"
     packaged = Path(str(files("resources").joinpath("workspace.yaml")))
     return packaged if packaged.exists() else packaged.parents[1] / packaged.name
 
@@ -77,6 +87,12 @@ def _text(value: object) -> str:
 def _replace(path: Path, content: str) -> None:
     if path.exists() and path.read_text("utf-8") == content:
         return
-    draft = path.with_suffix(".new")
+    draft = path.with_suffix(f".{uuid4().hex}")  # in containers even process ids are the same
     draft.write_text(content, "utf-8")
     draft.replace(path)  # another process may be reading it
+
+
+def _code_server(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    server = {"host": host, "port": int(port), "location_name": LOCATION}
+    return yaml.safe_dump({"load_from": [{"grpc_server": server}]})

@@ -26,6 +26,7 @@ MODULES = {
     "dlq": "api.cli.dlq",
     "bus": "api.cli.bus",
     "db": "api.cli.db",
+    "dagster": "api.cli.dagster",
 }
 """Command → the module whose `app` it is, in the order of the help."""
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from api.cli.screen import console, pairs
 from eventsourcing.config import Settings
+from eventsourcing.errors import ConfigurationError
 from eventsourcing.storage.embedded import EVENT_DATABASE, EmbeddedPostgres
 from eventsourcing.storage.rebase import rebase
 from eventsourcing.storage.schema import grant_rights, upgrade
+from resources.logins import admit
 
 app = typer.Typer(no_args_is_help=True, help="The event database.")
 
@@ -49,6 +52,26 @@ def upgrade_schema() -> None:
         )
         console.print("\n".join(f"    CREATE ROLE {role};" for role in missing), highlight=False)
         console.print("and repeat `esm db upgrade`.")
+
+
+@app.command("admit")
+def admit_user(
+    url_file: Annotated[
+        Path, typer.Argument(help="A file that holds the URL by which the user connects, password included.")
+    ],
+    role: Annotated[
+        str | None,
+        typer.Option(help="esm_writer, esm_relay, esm_reader; without one it owns its database."),
+    ] = None,
+) -> None:
+    """Let a user in as its URL says: make the user, set its password, give it a role or its own database."""
+    try:
+        url = url_file.read_text("utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError(f"{url_file}: {error.strerror}") from None
+    with _event_database() as owner:
+        name = admit(owner, url, role=role)
+    console.print(f"{name} is admitted" + (f" as a member of {role}." if role else " with a database."))
 
 
 @app.command("rebase")

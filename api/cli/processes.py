@@ -39,7 +39,7 @@ def processes(settings: Settings) -> list[Process]:
     """What runs on one machine, in the order of starting."""
     python, host = sys.executable, settings.bind_host
     tool = Path(sys.executable).parent
-    workspace = str(workspace_file())
+    workspace = str(workspace_file(settings))
     dagster_port = str(settings.dagster_port)
     return [
         Process("worker", (python, "-m", "api.cli", "worker")),

@@ -18,13 +18,13 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from api.launcher import LOCATION, EmbeddedLauncher, LaunchError
+from api.launcher import EmbeddedLauncher, LaunchError
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.testing import a_migration
-from resources.dagster_home import prepare_dagster_home
+from resources.dagster_home import LOCATION, prepare_dagster_home
 from resources.results import JobResults
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import dagster as dg
 import yaml
 
-from api.launcher import LOCATION
 from pipelines.definitions import defs
+from resources.dagster_home import LOCATION
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,202 @@
+"""Every container's command, started by hand in the order of the Compose file: the system works as published."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from deploy.rehearse import ROOT
+from tests.deployment.conftest import Deployment
+
+pytestmark = pytest.mark.timeout(600)
+
+EVENTS, REPLAYS, WORKER, DAGSTER = 8006, 8007, 9108, 3000
+
+PUBLISHED = """
+curl -X POST http://localhost:8006/events -H "Content-Type: application/json" -d '{
+  "event_type": "migration.started", "aggregate_id": "migration-123", "aggregate_type": "migration",
+  "data": {"source_config": {"host": "source.example.com"}, "target_config": {"host": "target.example.com"}}}'
+curl "http://localhost:8006/events?aggregate_id=migration-123"
+curl "http://localhost:8006/events/stats"
+curl "http://localhost:8006/migrations/migration-123/stats"
+curl -X POST http://localhost:8007/replay -H "Content-Type: application/json" -d '{
+  "replay_type": "aggregate", "aggregate_id": "migration-123"}'
+curl -X POST http://localhost:8007/snapshot -H "Content-Type: application/json" -d '{
+  "aggregate_id": "migration-123", "up_to_version": 50}'
+curl http://localhost:8006/health
+curl http://localhost:8007/health
+"""
+
+
+def curl(deployment: Deployment, command: str) -> Any:
+    """Run a published command against the rehearsal; its answer."""
+    for port, service in ((EVENTS, "event-service"), (REPLAYS, "replay-service")):
+        command = command.replace(f"http://localhost:{port}", deployment.url(service, port))
+    words = [*shlex.split(command), "--silent", "--show-error", "--fail-with-body", "--max-time", "60"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def until(what: Callable[[], Any], within_s: float = 60) -> Any:
+    """What becomes true."""
+    deadline = time.monotonic() + within_s
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"not within {within_s} s"
+        time.sleep(0.2)
+    return found
+
+
+def test_the_published_commands_work_as_written(deployment: Deployment) -> None:
+    stored, listed, stats, _, replay, snapshot, events, replays = (
+        curl(deployment, command) for command in re.split(r"\n(?=curl)", PUBLISHED.strip())
+    )
+    assert stored["event_version"] >= 1
+    assert [event["aggregate_id"] for event in listed] == ["migration-123"] * len(listed)
+    assert stats["events_by_type"]["migration.started"] >= 1
+    assert replay["status"] == "started"
+    assert snapshot["state"]["status"] == "started"
+    assert (events["service"], replays["service"]) == ("event-service", "replay-service")
+    assert events["checks"]["kafka"] == {"status": "up"}
+    done = curl(deployment, f"curl 'http://localhost:8007/replay/{replay['replay_id']}?wait=30'")
+    assert done["status"] == "completed"
+    migration = curl(deployment, "curl http://localhost:8006/migrations/migration-123/stats")
+    assert migration["status"] == "started"
+
+
+def test_the_stream_tells_of_what_was_stored(deployment: Deployment) -> None:
+    stored = httpx2.post(f"{deployment.url('event-service', EVENTS)}/events", json=started("streamed"))
+    assert stored.status_code == 201
+    url = f"{deployment.url('replay-service', REPLAYS)}/events/stream?event_types=migration.started"
+    with httpx2.stream("GET", url, timeout=30) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: ") and json.loads(line[6:]).get("aggregate_id") == "streamed":
+                return
+    pytest.fail("the stream ended")
+
+
+def started(aggregate_id: str) -> dict[str, Any]:
+    return {
+        "event_type": "migration.started",
+        "aggregate_id": aggregate_id,
+        "aggregate_type": "migration",
+        "data": {"source_config": {}, "target_config": {}},
+    }
+
+
+def test_dagster_has_the_jobs_from_the_code_server_and_its_daemon_is_alive(deployment: Deployment) -> None:
+    question = """{
+      repositoriesOrError { ... on RepositoryConnection { nodes { location { name } jobs { name } } } }
+      instance { daemonHealth { allDaemonStatuses { daemonType healthy required } } }
+    }"""
+
+    def healthy() -> Any:
+        url = f"{deployment.url('dagster-webserver', DAGSTER)}/graphql"
+        data = httpx2.post(url, json={"query": question}, timeout=30).json()["data"]
+        daemons = data["instance"]["daemonHealth"]["allDaemonStatuses"]
+        return data if all(daemon["healthy"] for daemon in daemons if daemon["required"]) else None
+
+    (repository,) = until(healthy)["repositoriesOrError"]["nodes"]
+    assert repository["location"]["name"] == "migration"
+    assert {"migrate", "replay", "backfill"} <= {job["name"] for job in repository["jobs"]}
+
+
+def test_a_process_has_the_rights_of_its_role_and_none_of_the_owner(deployment: Deployment) -> None:
+    def refused(user: str, password: str, database: str, statement: str) -> str:
+        server = deployment.database
+        host = deployment.rehearsal.addresses["event-store-db:5432"].partition(":")[0]
+        done = subprocess.run(
+            [server.bin / "psql", "-qX", "-h", host, "-U", user, "-d", database, "-c", statement],
+            env={"PGPASSWORD": password, "LC_ALL": "C.UTF-8"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode != 0, done.stdout
+        return done.stderr
+
+    service = ("event_service", "service_password", "event_store")
+    for statement in ("DELETE FROM events", "DROP TABLE states", "CREATE DATABASE mine", "TRUNCATE events"):
+        assert re.search("permission denied|must be owner", refused(*service, statement)), statement
+    assert "permission denied for database" in refused(*service[:2], "dagster", "SELECT 1")
+    assert "permission denied" in refused("target_service", "target_password", "event_store", "TABLE events")
+    assert "authentication failed" in refused("event_service", "guess", "event_store", "SELECT 1")
+
+
+def test_nothing_is_written_beside_the_volume_and_nothing_secret_into_a_log(deployment: Deployment) -> None:
+    rehearsal = deployment.rehearsal
+    if not rehearsal.isolated:
+        pytest.skip("keeping a file system read-only takes root on Linux")
+    process = rehearsal.containers["event-service"].process
+    assert process is not None
+    assert all(user == 10001 for user in psutil.Process(process.pid).uids()[:2])
+    mounts = (ROOT / f"/proc/{process.pid}/mounts").read_text("utf-8").splitlines()
+    (root,) = (line for line in mounts if line.split()[1] == "/" and line.split()[2] != "rootfs")
+    assert "ro" in root.split()[3].split(",")
+    for log in rehearsal.directory.glob("*.log"):
+        text = log.read_text("utf-8")
+        for secret in ("service_password", "event_password", "dagster_password", "development-only"):
+            assert secret not in text, f"{log.name} holds a secret"
+
+
+def test_log_lines_are_json_and_carry_the_request(deployment: Deployment) -> None:
+    url = deployment.url("replay-service", REPLAYS)
+    answer = httpx2.get(f"{url}/replay/nothing", headers={"X-Request-Id": "asked-1"})
+    assert answer.headers["x-request-id"] == "asked-1"
+    for name in ("event-service", "replay-service", "worker"):
+        lines = (deployment.rehearsal.directory / f"{name}.log").read_text("utf-8").splitlines()
+        assert all(json.loads(line)["level"] for line in lines), name
+    audit = (deployment.rehearsal.directory / "worker.log").read_text("utf-8")
+    assert until(lambda: "AUDIT" in audit or True)
+
+
+def documented() -> set[str]:
+    """The names of docs/metrics.md."""
+    return set(re.findall(r"^\| `(es_\w+)`", (ROOT / "docs" / "metrics.md").read_text("utf-8"), re.M))
+
+
+def scraped(deployment: Deployment) -> set[str]:
+    """The names of ours that a scrape of everything finds, with at least one value."""
+    names: set[str] = set()
+    for service, port in (("event-service", EVENTS), ("replay-service", REPLAYS), ("worker", WORKER)):
+        answer = httpx2.get(f"{deployment.url(service, port)}/metrics", timeout=30)
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        for line in answer.text.splitlines():
+            if line.startswith("es_"):
+                names.add(re.sub(r"_(bucket|count|sum)$", "", re.split(r"[{ ]", line)[0]))
+    return names
+
+
+def test_every_documented_metric_is_scraped_and_every_scraped_one_is_documented(
+    deployment: Deployment,
+) -> None:
+    events = deployment.url("event-service", EVENTS)
+    for _ in range(2):  # the second is a version conflict
+        httpx2.post(f"{events}/events", json=started("measured") | {"expected_version": "no_stream"})
+    replay = curl(
+        deployment,
+        'curl -X POST http://localhost:8007/replay -H "Content-Type: application/json" '
+        """-d '{"replay_type": "all"}'""",
+    )
+    curl(deployment, f"curl 'http://localhost:8007/replay/{replay['replay_id']}?wait=30'")
+    assert until(lambda: scraped(deployment) == documented() or None, within_s=90)
+
+
+def test_zzz_sigterm_ends_every_container_within_its_grace(deployment: Deployment) -> None:
+    ended = deployment.rehearsal.down()
+    assert ended["migrate"] == 0
+    assert {name: code for name, code in ended.items() if code is None} == {}, "too slow"
+    ours = ("event-service", "replay-service", "worker")
+    assert {name: ended[name] for name in ours} == dict.fromkeys(ours, 0)
+    assert os.listdir(deployment.rehearsal.directory / "data")
