@@ -31,7 +31,7 @@ class EventingResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # it
         context: dg.InitResourceContext,
     ) -> AsyncIterator[EventingResource]:
         """Open the system on the event loop of the run, and close it whatever happens."""
-        with run_of(str(context.run_id)):
+        with run_of(context.run.run_id if context.run else ""):
             async with open_system(Settings.load()) as system:
                 self._system = system
                 yield self

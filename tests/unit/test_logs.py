@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from eventsourcing import EventBusConfig, UserMigratedEvent
+from eventsourcing import EventBusConfig, UserMigratedEvent, logs
 from eventsourcing.breaker import CircuitBreaker
 from eventsourcing.delivery import Delivery
 from eventsourcing.errors import HandlerError, UnavailableError
@@ -26,8 +26,9 @@ CANARY = "canary-7f3a"
 
 
 @pytest.fixture
-def written() -> Iterator[tuple[logging.Logger, Lines]]:
-    """A logger, and what it wrote as JSON."""
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[logging.Logger, Lines]]:
+    """A logger of a process that was told nothing, and what it wrote as JSON."""
+    monkeypatch.setattr(logs, "_process", {})
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
