@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
@@ -152,10 +152,17 @@ class BaseEvent(BaseModel):
 class RecordedEvent(BaseEvent):
     """An event as the store holds it: frozen, with its place in the global order.
 
-    `position` grows along the store and is unique; `recorded_at` is when the store took it.
+    `position` grows along the store and is unique; `recorded_at` is when the store took it. One that
+    comes from a row makes a field when it is first read: a replay or a filter looks at few of them.
     """
 
     model_config = ConfigDict(frozen=True)
+
+    __slots__ = ("_row",)
+
+    if TYPE_CHECKING:
+        _row: Sequence[Any] | None
+        """The row whose fields are not all made yet; None when they are."""
 
     position: int
     recorded_at: UtcDatetime
@@ -171,11 +178,42 @@ class RecordedEvent(BaseEvent):
         if versioned and not as_stored:
             read_newest(fields)
         event = _new(cls)
-        _set(event, "__dict__", fields)
-        _set(event, "__pydantic_fields_set__", _RECORDED_FIELDS)
-        _set(event, "__pydantic_extra__", None)
-        _set(event, "__pydantic_private__", None)
+        event.__dict__ = fields
+        _set_names(event, _RECORDED_FIELDS)
+        _set_extra(event, None)
+        _set_private(event, None)
         return event
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any], *, as_stored: bool = False) -> RecordedEvent:
+        """Wrap a row that the store wrote: all fields in order, the payloads encoded. See from_store."""
+        event = _new(cls)
+        _set_row(event, row)
+        _set_names(event, _RECORDED_FIELDS)
+        _set_extra(event, None)
+        _set_private(event, None)
+        if (row[_TYPE] in VERSIONED or _NAMES_VERSION in row[_METADATA]) and not as_stored:
+            read_newest(event.__dict__)
+        return event
+
+    if not TYPE_CHECKING:  # to checkers an instance has a dictionary like any other
+
+        @property
+        def __dict__(self) -> dict[str, Any]:
+            """All fields: whoever looks here - pydantic, a copy, an encoder - finds none that is not made."""
+            row, made = self._row, _get_fields(self)
+            if row is None:
+                return made
+            fields = {
+                name: made[name] if name in made else field.made(row) for name, field in _FIELDS.items()
+            }
+            self.__dict__ = fields
+            return fields
+
+        @__dict__.setter
+        def __dict__(self, fields: dict[str, Any]) -> None:
+            _set_row(self, None)
+            _set_fields(self, fields)
 
     @model_validator(mode="after")
     def _read_newest(self) -> Self:
@@ -185,9 +223,50 @@ class RecordedEvent(BaseEvent):
         return self
 
 
+class _Unread:
+    """A field of a record that nobody has read yet; what stands in the record's dictionary goes before."""
+
+    def __init__(self, name: str, place: int) -> None:
+        self._name, self._place, self._make = name, place, _MAKERS.get(name)
+
+    def made(self, row: Sequence[Any]) -> Any:
+        """The field of a row."""
+        value = row[self._place]
+        return value if self._make is None else self._make(value)
+
+    def __get__(self, event: RecordedEvent | None, owner: type) -> Any:
+        row = None if event is None else event._row
+        if row is None:
+            raise AttributeError(self._name)  # no class has a field; nor has a record that was built without
+        value = self.made(row)
+        if self._make is decode:  # once: whoever changes a payload changes what the next one reads
+            _get_fields(event)[self._name] = value
+        return value
+
+
+_TYPES: dict[str, str] = {member.value: member for member in EventType}
+_MAKERS: dict[str, Callable[[Any], Any]] = {
+    "event_type": lambda name: _TYPES.get(name, name),
+    # The driver gives the first and the last moment there is without a zone.
+    "timestamp": lambda moment: moment if moment.tzinfo else utc(moment),
+    "metadata": decode,
+    "data": decode,
+}
+"""How a field is made of what stands in a row; others stand there as they are."""
+_FIELDS = {name: _Unread(name, place) for place, name in enumerate(RecordedEvent.model_fields)}
+for _name, _field in _FIELDS.items():
+    setattr(RecordedEvent, _name, _field)
+
 _DRAFT_FIELDS = frozenset(BaseEvent.model_fields)  # looking them up in the class costs more than the rest
-_RECORDED_FIELDS = set(RecordedEvent.model_fields)
-_new, _set = object.__new__, object.__setattr__  # a record is made for every row read
+_RECORDED_FIELDS = set(_FIELDS)
+_TYPE, _METADATA = list(_FIELDS).index("event_type"), list(_FIELDS).index("metadata")
+_NAMES_VERSION = f'"{SCHEMA_VERSION}"'.encode()
+_new = object.__new__  # a record is made for every row read, and these ways cost least
+_get_fields, _set_fields = vars(BaseModel)["__dict__"].__get__, vars(BaseModel)["__dict__"].__set__
+_set_row = vars(RecordedEvent)["_row"].__set__
+_set_names, _set_extra, _set_private = (
+    vars(BaseModel)[f"__pydantic_{name}__"].__set__ for name in ("fields_set", "extra", "private")
+)
 
 
 class EventPayload(BaseModel):

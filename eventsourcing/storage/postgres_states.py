@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import asyncpg
 
-from eventsourcing.canonical import encode
+from eventsourcing.canonical import decode, encode
 from eventsourcing.storage.base import StateTable
 from eventsourcing.storage.postgres_errors import translated
 from eventsourcing.storage.statements import statements
@@ -30,7 +30,8 @@ class PostgresTransaction:
     async def get(self, table: StateTable, key: str, *, lock: bool = False) -> Any | None:
         statement = _STATES["get_locked" if lock else "get"]
         with translated():
-            return await self._connection.fetchval(statement, table.name, key)
+            found = await self._connection.fetchval(statement, table.name, key)
+        return None if found is None else decode(found)
 
     async def put(self, table: StateTable, key: str, value: Any) -> None:
         with translated():
@@ -39,7 +40,7 @@ class PostgresTransaction:
     async def get_many(self, table: StateTable, keys: Sequence[str]) -> dict[str, Any]:
         with translated():
             rows = await self._connection.fetch(_STATES["get_many"], table.name, list(keys))
-        return {row["key"]: row["value"] for row in rows}
+        return {key: decode(value) for key, value in rows}
 
     async def put_many(self, table: StateTable, values: Mapping[str, Any]) -> None:
         ordered = sorted(values)  # one order of row locks for everyone: no deadlocks
@@ -57,7 +58,7 @@ class PostgresTransaction:
         with translated():
             await self._connection.execute(_STATES["add_many"], table.name, ordered, encode(initial))
             rows = await self._connection.fetch(_STATES["get_many_locked"], table.name, ordered)
-        return {row["key"]: row["value"] for row in rows}
+        return {key: decode(value) for key, value in rows}
 
     async def delete(self, table: StateTable, key: str) -> None:
         with translated():
@@ -78,7 +79,7 @@ class PostgresTransaction:
         statement = _STATES["scan_backwards" if backwards else "scan"]
         with translated():
             rows = await self._connection.fetch(statement, table.name, low, high, limit)
-        return [(row["key"], row["value"]) for row in rows]
+        return [(key, decode(value)) for key, value in rows]
 
     async def count(self, table: StateTable, *, prefix: str = "") -> int:
         with translated():
