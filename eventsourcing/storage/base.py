@@ -7,7 +7,7 @@ Every backend implements both; nothing outside this folder asks which one it is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -64,8 +64,15 @@ class EventStorage(Protocol):
         UnavailableError; then nothing of the call is stored.
         """
 
-    async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:
-        """Store all rows or none, in their order. Raises what `append` raises."""
+    async def append_chunk(
+        self, chunk: EventChunk, *, on_placed: Callable[[], None] | None = None
+    ) -> ChunkReceipt:
+        """Store all rows or none, in their order. Raises what `append` raises.
+
+        `on_placed` is called once the rows have their places, at the latest when they are stored: a chunk
+        that begins then is written at the same time and comes behind them. It shares no aggregate with
+        them, for should this one have to begin again, it comes behind that one.
+        """
 
     def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
         """Stream what is committed and matches, in non-empty batches of at most `batch_size`.

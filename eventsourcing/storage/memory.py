@@ -10,7 +10,7 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -86,9 +86,14 @@ class InMemoryStorage:
             self._appended = asyncio.Event()
         return [_detached(settled[new.event.event_id]) for new in events]
 
-    async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:
+    async def append_chunk(
+        self, chunk: EventChunk, *, on_placed: Callable[[], None] | None = None
+    ) -> ChunkReceipt:
         """See EventStorage.append_chunk."""
-        return await append_drafts(self, chunk)
+        receipt = await append_drafts(self, chunk)
+        if on_placed is not None:
+            on_placed()
+        return receipt
 
     @staticmethod
     def _record(new: NewEvent, *, version: int, position: int) -> RecordedEvent:
