@@ -13,6 +13,7 @@ EventSourcingError
 ├── SchemaError                 the database's schema is not the one this version needs
 ├── UnavailableError            the database or the broker cannot serve now (outcome_unknown); retryable
 ├── BusyError                   another process does what must be done by one at a time; retryable
+├── StateForbidsError           what was asked does not fit the state it is in (kind, key, status)
 ├── PermanentError              what a handler raises when trying again cannot help: parks at once
 ├── HandlerTimeoutError         a handler did not come back in time
 └── HandlerError                a handler gave up on an event (event_id, handler, attempts; cause kept)
@@ -142,6 +143,14 @@ class BusyError(EventSourcingError):
     """Another process does what must be done by one at a time. Nothing was changed."""
 
     retryable = True
+
+
+class StateForbidsError(EventSourcingError):
+    """What was asked for does not fit the state that its object is in. Nothing was changed."""
+
+    def __init__(self, kind: str, key: str, status: str) -> None:
+        self.kind, self.key, self.status = kind, key, status
+        super().__init__(f"{kind} {key!r} is {status}")
 
 
 class PermanentError(EventSourcingError):

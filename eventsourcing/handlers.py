@@ -46,6 +46,18 @@ class EventHandler(ABC):
         """What the handler has made of its events, as JSON values; None for a handler without state."""
         return None
 
+    @property
+    def state_version(self) -> str:
+        """Changes whenever the same events would give another `state()`."""
+        return "1"
+
+    restorable: ClassVar[bool] = False
+    """Whether `restore` is there: then a replay can begin at a snapshot."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what the `state()` of a twin was; the next event is the one after it."""
+        raise NotImplementedError(f"{self.name} cannot take over a state")
+
 
 class MigrationEventHandler(EventHandler):
     """The statistics of migrations and the views of migrated users and admins, in memory."""
@@ -74,6 +86,15 @@ class MigrationEventHandler(EventHandler):
 
     def state(self) -> dict[str, Any]:
         return self._states
+
+    @property
+    def state_version(self) -> str:
+        return ".".join(str(fold.version) for fold in self._folds())
+
+    restorable = True
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._states = state
 
     def get_migration_stats(self, migration_id: str) -> dict[str, Any]:
         """One migration's statistics (contract, section 3); {} for an unknown id."""

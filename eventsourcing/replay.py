@@ -23,7 +23,7 @@ from eventsourcing.events import RecordedEvent
 from eventsourcing.handlers import EventHandler
 from eventsourcing.metrics import instruments
 from eventsourcing.query import EventQuery
-from eventsourcing.snapshots import fold_aggregate, save_snapshot
+from eventsourcing.snapshots import fold_aggregate, restore_from_snapshot, save_snapshot, snapshot_of
 from eventsourcing.store import EventStore
 
 MAX_ERRORS = 1000
@@ -47,6 +47,8 @@ class ReplayResult:
     position: int = 0
     progress: float = 0.0
     stopped: bool = False
+    from_snapshot: int | None = None
+    """The version of the snapshot that an aggregate's replay began behind."""
 
     @property
     def success_rate(self) -> float:
@@ -103,12 +105,32 @@ class EventReplay:
         return await self.replay(EventQuery(from_timestamp=from_timestamp, to_timestamp=to_timestamp))
 
     async def replay_aggregate_events(
-        self, aggregate_id: str, from_version: int | None = None, to_version: int | None = None
+        self,
+        aggregate_id: str,
+        from_version: int | None = None,
+        to_version: int | None = None,
+        *,
+        from_snapshot: bool = False,
     ) -> ReplayResult:
-        """Replay one aggregate, or the versions between two bounds, both inclusive."""
-        return await self.replay(
-            EventQuery(aggregate_id=aggregate_id, from_version=from_version, to_version=to_version)
+        """Replay one aggregate, or the versions between two bounds, both inclusive.
+
+        `from_snapshot` begins behind the newest snapshot within the bounds, if every handler can take its
+        state over from it; `from_version` has no say then. The result tells which version that was.
+        """
+        version = 0
+        if from_snapshot:
+            await self._store.initialize()
+            version = await restore_from_snapshot(
+                self._store.storage, aggregate_id, self._handlers, up_to_version=to_version
+            )
+        query = EventQuery(
+            aggregate_id=aggregate_id,
+            from_version=version + 1 if version else from_version,
+            to_version=to_version,
         )
+        result = await self.replay(query)
+        result.from_snapshot = version or None
+        return result
 
     async def replay_events_by_type(
         self,
@@ -208,7 +230,7 @@ class EventReplay:
     async def create_snapshot(self, aggregate_id: str, up_to_version: int | None = None) -> dict[str, Any]:
         """Fold an aggregate into its state, store that as a snapshot, and return it.
 
-        {aggregate_id, version, position, snapshot_time, replay_result, state, state_hash}. A
+        {aggregate_id, version, position, snapshot_time, replay_result, state, state_hash, …}. A
         migration's state rolls up the events linked to it. `up_to_version` past the end means the
         last version. Raises NotFoundError for an aggregate without events; nothing is stored.
         """
@@ -216,17 +238,8 @@ class EventReplay:
         folded = await fold_aggregate(self._store, aggregate_id, up_to_version, self._handlers)
         result.total_events = result.processed_events = folded.events
         result.position, result.progress, result.end_time = folded.position, 100.0, datetime.now(UTC)
-        snapshot = {
-            "aggregate_id": aggregate_id,
-            "version": folded.version,
-            "position": folded.position,
-            "snapshot_time": datetime.now(UTC),
-            "replay_result": result.to_dict(),
-            "state": folded.state,
-            "state_hash": state_hash(folded.state),
-            "fold_version": folded.fold_version,
-        }
-        await save_snapshot(self._store.storage, snapshot)
+        snapshot = {**snapshot_of(aggregate_id, folded), "replay_result": result.to_dict()}
+        await save_snapshot(self._store.storage, snapshot, folded)
         return snapshot
 
     async def validate_event_sequence(
