@@ -25,6 +25,7 @@ exception says so: UnavailableError with `outcome_unknown`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 
@@ -91,11 +92,15 @@ class CursorAheadError(EventSourcingError):
 class UpcastError(EventSourcingError):
     """A stored payload cannot be read: its version is not known here, or an upcast failed.
 
-    Nothing is skipped: whoever reads stops before the event, and goes on once the code is right.
+    Nothing is skipped: whoever reads stops before the event, and goes on once the code is right; who can
+    do without its payload goes on past it (unreadable). `fields` are the event's, as they are stored.
     """
 
-    def __init__(self, event_id: UUID, *, event_type: str, version: object, reason: str) -> None:
+    def __init__(
+        self, event_id: UUID, *, event_type: str, version: object, reason: str, fields: dict[str, Any]
+    ) -> None:
         self.event_id, self.event_type, self.version, self.reason = event_id, event_type, version, reason
+        self.fields = fields
         super().__init__(f"event {event_id} ({event_type}, schema_version {version}): {reason}")
 
 

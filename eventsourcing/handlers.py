@@ -38,6 +38,11 @@ class EventHandler(ABC):
     async def handle(self, event: BaseEvent) -> None:
         """React to one event. An exception is retried, then parks the event's aggregate."""
 
+    def folds(self) -> tuple[Fold, ...]:
+        """The pure folds that the handler is wholly made of, by whose names its state() tells their states;
+        none where it is not. A durable replay keeps their states in the store."""
+        return ()
+
     def fresh(self) -> Self:
         """A twin without state, for a replay of its own; a handler without state is its own twin."""
         return self
@@ -63,11 +68,10 @@ class MigrationEventHandler(EventHandler):
     """The statistics of migrations and the views of migrated users and admins, in memory."""
 
     def __init__(self) -> None:
-        self._states: dict[str, dict[str, State]] = {fold.name: {} for fold in self._folds()}
+        self._states: dict[str, dict[str, State]] = {fold.name: {} for fold in self.folds()}
         self._applied = PositionSet()
 
-    @staticmethod
-    def _folds() -> tuple[Fold, ...]:
+    def folds(self) -> tuple[Fold, ...]:
         return MIGRATION_STATISTICS, USER_MIGRATIONS, ADMIN_MIGRATIONS
 
     def can_handle(self, event_type: str) -> bool:  # noqa: ARG002 - the folds choose
@@ -76,7 +80,7 @@ class MigrationEventHandler(EventHandler):
     async def handle(self, event: BaseEvent) -> None:
         if isinstance(event, RecordedEvent) and not self._applied.add(event.position):
             return
-        for fold in self._folds():
+        for fold in self.folds():
             key = fold.key(event)
             if key is not None:
                 fold.apply(self._states[fold.name].setdefault(key, fold.initial()), event)
@@ -89,7 +93,7 @@ class MigrationEventHandler(EventHandler):
 
     @property
     def state_version(self) -> str:
-        return ".".join(str(fold.version) for fold in self._folds())
+        return ".".join(str(fold.version) for fold in self.folds())
 
     restorable = True
 
