@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from eventsourcing.errors import EventSourcingError, InvalidEventError
 from eventsourcing.replay import EventReplay, require_events
-from eventsourcing.replays import ReplayJournal, ReplayRequest, run_replay
+from eventsourcing.replay_runs import run_replay
+from eventsourcing.replays import ReplayJournal, ReplayRequest
 from pipelines.config import ReplayConfig, SequenceConfig, SnapshotConfig
 from pipelines.ops.reports import plotted, result_metadata, value_metadata
 from pipelines.watch import Watch
