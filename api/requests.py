@@ -135,6 +135,12 @@ class BatchRoute(JsonRoute):
     request_class = BatchRequest
 
 
+class NdjsonRoute(JsonRoute):
+    """A route that takes and answers lines of JSON; it reads the body as it comes."""
+
+    produces = "application/x-ndjson"
+
+
 class HtmlRoute(JsonRoute):
     """A route that answers a page."""
 

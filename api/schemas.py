@@ -106,14 +106,15 @@ class EventBody(_Body):
     timestamp: Moment | None = None
     expected_version: ExpectedVersion = ANY
 
-    def draft(self) -> BaseEvent:
-        """The event of what was given. Raises InvalidEventError naming the field."""
+    def draft(self, *, otherwise: UUID) -> BaseEvent:
+        """The event of what was given; `otherwise` is its event_id when none was. Raises InvalidEventError
+        naming the field."""
         if "backfilled" in self.metadata:  # what carries it is not told to anybody outside
             raise InvalidEventError("is the mark of a backfill", field="metadata.backfilled")
         fields = {name: getattr(self, name) for name in self.model_fields_set - {"expected_version"}}
-        for name in ("event_id", "timestamp"):
-            if fields.get(name, ...) is None:
-                del fields[name]
+        if fields.get("timestamp", ...) is None:
+            del fields["timestamp"]
+        fields["event_id"] = self.event_id or otherwise
         return parse_event(fields)
 
 

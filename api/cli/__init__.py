@@ -27,6 +27,7 @@ MODULES = {
     "bus": "api.cli.bus",
     "db": "api.cli.db",
     "dagster": "api.cli.dagster",
+    "keys": "api.cli.keys",
 }
 """Command → the module whose `app` it is, in the order of the help."""
 

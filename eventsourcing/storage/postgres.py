@@ -26,7 +26,14 @@ from eventsourcing.events import RecordedEvent
 from eventsourcing.metrics import count_appended
 from eventsourcing.query import EventQuery
 from eventsourcing.storage import time_blocks
-from eventsourcing.storage.base import LOST_POSITIONS, ChunkReceipt, NewEvent, StateTransaction, append_drafts
+from eventsourcing.storage.base import (
+    LOST_POSITIONS,
+    Appended,
+    ChunkReceipt,
+    NewEvent,
+    StateTransaction,
+    append_drafts,
+)
 from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keyset_column
 from eventsourcing.storage.fragments import page as page_of
 from eventsourcing.storage.kinds import EventKinds
@@ -123,17 +130,17 @@ class PostgresStorage:
             raise UnavailableError("the storage is not open")
         return self._pool
 
-    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+    async def append(self, events: Sequence[NewEvent]) -> Appended:
         """See EventStorage.append. When the answer is lost, the event ids settle what became of it."""
         kinds = {(new.event.aggregate_type, new.event.event_type) for new in events}
         self._appender = appender = self._appender or Appender(self.pool, timeout_s=self._append_timeout_s)
 
-        async def attempt() -> list[RecordedEvent]:
+        async def attempt() -> Appended:
             await self._kinds.add(self.pool, kinds)
             return await appender.append(events)
 
         appended = await settled(attempt, within_s=self._append_timeout_s)
-        self.pool.saw(max(event.position for event in appended))
+        self.pool.saw(max(event.position for event in appended.events))
         return appended
 
     async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:

@@ -23,7 +23,7 @@ from eventsourcing.errors import ConcurrencyError, UnavailableError
 from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.metrics import count_appended
 from eventsourcing.storage import copyformat
-from eventsourcing.storage.base import NewEvent, settle_duplicate
+from eventsourcing.storage.base import Appended, NewEvent, settle_duplicate
 from eventsourcing.storage.postgres_errors import RACE, race_lost
 from eventsourcing.storage.postgres_pool import ConnectionPool
 from eventsourcing.storage.postgres_rows import recorded_event
@@ -40,6 +40,7 @@ ROWS_A_PIECE = 128
 
 _EVENTS = statements("events")
 _FIELDS = tuple(BaseEvent.model_fields)
+_NONE: frozenset[UUID] = frozenset()
 
 
 class Appender:
@@ -50,7 +51,7 @@ class Appender:
         self._timeout_s = timeout_s
         self._expects_new_streams = True
 
-    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+    async def append(self, events: Sequence[NewEvent]) -> Appended:
         """See EventStorage.append."""
         settled: dict[UUID, RecordedEvent] = {}
         for race in range(MAX_RACES):
@@ -59,9 +60,10 @@ class Appender:
             if fresh is not None:
                 count_appended(Counter(event.event_type for event in fresh))
                 if not settled:
-                    return fresh
+                    return Appended(fresh, _NONE)
+                found = frozenset(settled)
                 settled.update((event.event_id, event) for event in fresh)
-                return [settled[new.event.event_id] for new in events]
+                return Appended([settled[new.event.event_id] for new in events], found)
             stored = await self._stored(pending)
             settled.update(stored)
             count_appended(Counter(event.event_type for event in stored.values()), "found")
