@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -15,6 +15,9 @@ from api.requests import JsonRoute
 from api.schemas import Moment, PageParams, problems
 from eventsourcing.audit import audit_entries, first_id_of
 from eventsourcing.canonical import encode
+from eventsourcing.storage.base import Storage
+
+_READ = 500
 
 audit = APIRouter(route_class=JsonRoute, tags=["operations"])
 
@@ -34,26 +37,30 @@ class AuditFilters(PageParams):
 async def audit_log(
     request: Request, store: OpenStore, filters: Annotated[AuditFilters, Query()]
 ) -> Response:
-    """Every administrative act and every access, newest first, in pages; a page of rare entries may be short."""
+    """Every administrative act and every access, newest first, in pages; one of rare entries may be short."""
     await store.initialize()
-    end = filters.to_timestamp and first_id_of(filters.to_timestamp + timedelta(milliseconds=1))
-    start = first_id_of(filters.from_timestamp) if filters.from_timestamp else ""
-    before, found, scanned = key_before(filters) or end, list[dict[str, object]](), 0
+    page, cursor = await _page(store.storage, filters)
+    return json_response(encode({"audit": page}), headers=next_link(request, cursor))
+
+
+async def _page(storage: Storage, filters: AuditFilters) -> tuple[list[dict[str, Any]], str | None]:
+    first = first_id_of(filters.from_timestamp) if filters.from_timestamp else ""
+    before = key_before(filters)
+    if before is None and filters.to_timestamp is not None:
+        before = first_id_of(filters.to_timestamp + timedelta(milliseconds=1))
+    page: list[dict[str, Any]] = []
+    scanned = 0
     while scanned < MAX_SCANNED:
-        entries = await audit_entries(store.storage, limit=filters.limit + 1, before=before)
+        entries = await audit_entries(storage, limit=_READ, before=before)
         for entry in entries:
-            if entry["id"] < start:
-                return json_response(encode({"audit": found}))
-            if len(found) == filters.limit:
-                break
+            if entry["id"] < first:
+                return page, None
+            if len(page) == filters.limit:
+                return page, cursor_after(str(before), filters)
             before = entry["id"]
             if filters.by in (None, entry["by"]) and filters.action in (None, entry["action"]):
-                found.append(entry)
-        else:
-            if len(entries) <= filters.limit:
-                return json_response(encode({"audit": found}))
-            scanned += len(entries)
-            continue
-        break
-    headers = next_link(request, cursor_after(str(before), filters))
-    return json_response(encode({"audit": found}), headers=headers)
+                page.append(entry)
+        if len(entries) < _READ:
+            return page, None
+        scanned += len(entries)
+    return page, cursor_after(str(before), filters)

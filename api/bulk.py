@@ -83,7 +83,7 @@ async def publish_lines(
     idempotency_key: IdempotencyKey = None,
     content_type: Annotated[str, Header()] = "",
 ) -> Response:
-    """Store events while they come in, each line by itself. The first line sent has the number `resume_from`."""
+    """Store events while they come in, each line by itself; the first line has the number `resume_from`."""
     if content_type.partition(";")[0].strip().lower() not in _MEDIA:
         raise ProblemError(UNSUPPORTED_MEDIA, f"Send Content-Type: {NDJSON}.")
     await store.initialize()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import getpass
 import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Annotated
 
@@ -21,22 +23,24 @@ from eventsourcing.storage.base import Storage
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the services.")
 
-By = Annotated[str, typer.Option("--by", help="Who does it; it stands in the audit.")]
+By = Annotated[
+    str, typer.Option("--by", help="Who does it; it stands in the audit.", default_factory=getpass.getuser)
+]
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
 
 @app.command("create")
 def create(
     name: Annotated[str, typer.Argument(help="Who will call with it, as in billing-import.")],
+    by: By,
     scope: Annotated[
         list[Scope], typer.Option("--scope", "-s", help="; ".join(f"{s}: {m}" for s, m in MEANINGS.items()))
     ],
     expires: Annotated[
         str, typer.Option("--expires", "-e", help="After 90d, 12h or 30m; never: not at all.")
     ] = "90d",
-    by: By = getpass.getuser(),
 ) -> None:
-    """Make a key and print it, alone on stdout; nobody can read it again. Two of one name may live at once."""
+    """Make a key and print it, alone on stdout; nobody can read it again. Two of a name may live at once."""
     key, text = asyncio.run(_create(name, scope, _lasting(expires), by))
     print(text)  # noqa: T201 - stdout holds the key and nothing else, for a pipe or a file
     until = f"until {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else "until it is revoked"
@@ -58,7 +62,7 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="One JSON object a
 @app.command("revoke")
 def revoke(
     key_id: Annotated[str, typer.Argument(help="The key's id, as `esm keys list` shows it.")],
-    by: By = getpass.getuser(),
+    by: By,
 ) -> None:
     """Let a key open nothing any more."""
     asyncio.run(_revoke(key_id, by))
@@ -69,13 +73,9 @@ async def _create(name: str, scopes: list[Scope], lasts: timedelta | None, by: s
     async with open_system() as system:
         storage = system.store.storage
         what = {"name": name, "scopes": [str(scope) for scope in scopes]}
-        entry = await _begin(storage, "keys create", what, by)
-        try:
+        async with _recorded(storage, "keys create", what, by) as outcome:
             key, text = await create_key(storage, name, scopes, lasts=lasts)
-        except EventSourcingError as error:
-            await _complete(storage, entry, f"refused: {error}")
-            raise
-        await _complete(storage, entry, key.id)
+            outcome.append(key.id)
         return key, text
 
 
@@ -87,23 +87,27 @@ async def _list() -> list[ApiKey]:
 async def _revoke(key_id: str, by: str) -> None:
     async with open_system() as system:
         storage = system.store.storage
-        entry = await _begin(storage, "keys revoke", {"id": key_id}, by)
-        try:
+        async with _recorded(storage, "keys revoke", {"id": key_id}, by) as outcome:
             await revoke_key(storage, key_id)
-        except EventSourcingError as error:
-            await _complete(storage, entry, f"refused: {error}")
-            raise
-        await _complete(storage, entry, "revoked")
+            outcome.append("revoked")
 
 
-async def _begin(storage: Storage, action: str, what: dict[str, object], by: str) -> str:
+@asynccontextmanager
+async def _recorded(
+    storage: Storage, action: str, what: Mapping[str, object], by: str
+) -> AsyncIterator[list[str]]:
+    """An act with its entry in the audit; what is added to the list is its outcome."""
     async with storage.transaction() as transaction:
-        return await audit.begin(transaction, action, by=by, what=what, why="asked for on the command line")
-
-
-async def _complete(storage: Storage, entry: str, outcome: str) -> None:
-    async with storage.transaction() as transaction:
-        await audit.complete(transaction, entry, outcome)
+        entry = await audit.begin(transaction, action, by=by, what=what, why="asked for on the command line")
+    outcome: list[str] = []
+    try:
+        yield outcome
+    except EventSourcingError as error:
+        outcome.append(f"refused: {error}")
+        raise
+    finally:
+        async with storage.transaction() as transaction:
+            await audit.complete(transaction, entry, ", ".join(outcome))
 
 
 def _facts(key: ApiKey) -> dict[str, object]:
