@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 
 from api.access import SECURITY_SCHEMES
 from api.problems import install
+from api.reference import add_reference
 from api.schemas import Problem
 from api.tracking import Tracking
 
@@ -30,8 +31,11 @@ def new_application(title: str, *, lifespan: Lifespan, routers: Sequence[APIRout
         lifespan=lifespan,
         generate_unique_id_function=_operation_id,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
     )
     install(app)
+    add_reference(app)
     layers = app.build_middleware_stack
     app.build_middleware_stack = lambda: Tracking(layers())  # type: ignore[method-assign] # the outermost
     for router in routers:
