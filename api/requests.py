@@ -141,6 +141,12 @@ class NdjsonRoute(JsonRoute):
     produces = "application/x-ndjson"
 
 
+class TextRoute(JsonRoute):
+    """A route that answers plain text."""
+
+    produces = "text/plain"
+
+
 class HtmlRoute(JsonRoute):
     """A route that answers a page."""
 
