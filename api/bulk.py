@@ -10,18 +10,22 @@ sending lines again stores nothing twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from pydantic import ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-from api.access import Scope, caller_of, needs
+from api.access import Scope as AccessScope
+from api.access import caller_of, needs
 from api.dependencies import OpenStore
 from api.idempotency import IdempotencyKey
 from api.problems import (
@@ -74,7 +78,7 @@ _RESULTS = {
     response_class=Response,
     response_model=None,
     responses={200: _RESULTS, **problems(406, 415, 422, 503)},
-    openapi_extra={"requestBody": _BODY, **needs(Scope.APPEND)},
+    openapi_extra={"requestBody": _BODY, **needs(AccessScope.APPEND)},
 )
 async def publish_lines(
     request: Request,
@@ -89,7 +93,28 @@ async def publish_lines(
     await store.initialize()
     token = named_token(caller_of(request).name, idempotency_key) if idempotency_key else new_event_id()
     run = BulkRun(store, token, next_line=resume_from)
-    return StreamingResponse(run.results(request), media_type=NDJSON)
+    return _Lines(run.results(request))
+
+
+class _Lines(Response):
+    """Sends lines as they come. Starlette's own streaming listens for the end of the connection meanwhile,
+    and would take the lines that are still to be read."""
+
+    media_type = NDJSON
+
+    def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._lines = lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send all lines to their end."""
+        del scope, receive
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with aclosing(self._lines) as lines:
+            async for line in lines:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 @dataclass
@@ -101,7 +126,7 @@ class BulkRun:
     next_line: int
     counts: dict[str, int] = field(default_factory=lambda: {"stored": 0, "known": 0, "refused": 0})
 
-    async def results(self, request: Request) -> AsyncIterator[bytes]:
+    async def results(self, request: Request) -> AsyncGenerator[bytes, None]:
         """The results as they come. The lines are read on whether or not somebody takes them."""
         told: asyncio.Queue[bytes | None] = asyncio.Queue()
         working = asyncio.create_task(self._work(request, told), name="bulk")
@@ -121,6 +146,8 @@ class BulkRun:
             problem = error
         except EventSourcingError as error:
             problem = problem_of(error)
+        except ClientDisconnect:
+            return  # nobody is there to be told
         finally:
             why = {} if problem is None else {"problem": problem_body(problem)}
             end = {"status": "stopped" if problem else "done", "resume_from": self.next_line}

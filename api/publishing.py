@@ -27,6 +27,9 @@ from eventsourcing import (
 from eventsourcing.events import derived_event_id
 from eventsourcing.logs import note
 
+HELD_S = 5.0
+"""After how long the repeat of a request takes it over. It may be early: both store the same event ids."""
+
 WRITE = problems(400, 406, 408, 409, 413, 415, 422, 503)
 
 publishing = APIRouter(route_class=JsonRoute, tags=["events"])
@@ -67,7 +70,7 @@ async def publish_event(
         }
         return json_response(event_json(event, masked=not caller.sees_personal_data), status, headers)
 
-    return await once(publish)
+    return await once(publish, held_s=HELD_S)
 
 
 @batches.post(
@@ -94,7 +97,7 @@ async def publish_batch(
         headers = {"ES-Position": str(max(event.position for event in recorded))}
         return json_response(orjson.dumps(answer), 201, headers)
 
-    return await once(publish)
+    return await once(publish, held_s=HELD_S)
 
 
 def _version_of(if_match: str, body: EventBody) -> int:
