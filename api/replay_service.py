@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
@@ -13,10 +14,10 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.responses import Response
 
-from api.access import Scope, needs
+from api.access import Caller, CurrentCaller, Scope, needs
 from api.application import new_application
 from api.dependencies import OpenStore, json_response
-from api.doors import open_doors
+from api.doors import open_doors, still_admitted
 from api.feed import LiveFeed
 from api.health import health_router
 from api.idempotency import DoneOnce
@@ -36,10 +37,11 @@ from api.schemas import (
     problems,
 )
 from api.server import serve
-from api.sse import EventStream, StreamResponse, event_frame, first_position
+from api.sse import EventStream, StreamResponse, event_frame, first_position, masked_frame
 from eventsourcing import Settings
 from eventsourcing.bootstrap import open_system
 from eventsourcing.canonical import encode
+from eventsourcing.personal import REPLAY, masked_state, without
 from eventsourcing.replays import ReplayJournal
 from eventsourcing.snapshots import newest_snapshot
 
@@ -100,14 +102,15 @@ async def list_replays(
     openapi_extra=needs(Scope.READ),
 )
 async def get_replay(
-    store: OpenStore, replay_id: str, wait: Annotated[float, Query(ge=0, le=60)] = 0
+    store: OpenStore, caller: CurrentCaller, replay_id: str, wait: Annotated[float, Query(ge=0, le=60)] = 0
 ) -> Response:
     """One replay; `wait` holds the answer back until it has ended, for so many seconds at most."""
     _require_form(replay_id)
     row = await finished_replay(ReplayJournal(store.storage), replay_id, wait_s=wait)
     if row is None:
         raise ProblemError(NOT_FOUND, "Replay not found")
-    return json_response(encode({**_only(row, SHOWN), "state_hash": row.get("state_hashes", {})}))
+    shown = {**_only(row, SHOWN), "state_hash": row.get("state_hashes", {})}
+    return json_response(encode(shown if caller.sees_personal_data else without(shown, REPLAY)))
 
 
 @replays.delete(
@@ -132,13 +135,15 @@ async def delete_replay(store: OpenStore, jobs: Jobs, replay_id: str) -> Respons
     responses={**JOB, **problems(404)},
     openapi_extra=needs(Scope.REPLAY),
 )
-async def create_snapshot(store: OpenStore, jobs: Jobs, body: SnapshotBody, once: DoneOnce) -> Response:
+async def create_snapshot(
+    store: OpenStore, jobs: Jobs, caller: CurrentCaller, body: SnapshotBody, once: DoneOnce
+) -> Response:
     """Fold an aggregate into its state at a version, and keep that."""
 
     async def take(token: UUID) -> Response:
         snapshot = await answer(store, jobs, SNAPSHOT, body.model_dump(), token)
         headers = {"Location": f"/snapshot/{quote(body.aggregate_id, safe='')}"}
-        return json_response(encode(snapshot), 201, headers)
+        return json_response(encode(_seen_by(caller, snapshot)), 201, headers)
 
     return await once(take)
 
@@ -149,13 +154,13 @@ async def create_snapshot(store: OpenStore, jobs: Jobs, body: SnapshotBody, once
     responses={**READ, **problems(404)},
     openapi_extra=needs(Scope.READ),
 )
-async def get_snapshot(store: OpenStore, aggregate_id: PathId) -> Response:
+async def get_snapshot(store: OpenStore, caller: CurrentCaller, aggregate_id: PathId) -> Response:
     """The newest snapshot of an aggregate."""
     await store.initialize()
     snapshot = await newest_snapshot(store.storage, aggregate_id)
     if snapshot is None:
         raise ProblemError(NOT_FOUND, "Snapshot not found")
-    return json_response(encode(snapshot))
+    return json_response(encode(_seen_by(caller, snapshot)))
 
 
 @aggregates.post(
@@ -185,14 +190,18 @@ async def validate_sequence(store: OpenStore, jobs: Jobs, body: SequenceBody, on
     openapi_extra=needs(Scope.READ),
 )
 async def stream_events(
+    request: Request,
     store: OpenStore,
     feed: Annotated[LiveFeed, Depends(_feed)],
+    caller: CurrentCaller,
     params: Annotated[StreamParams, Query()],
     last_event_id: Annotated[str | None, Header(pattern=r"^\d{0,18}$")] = None,
 ) -> Response:
     """Server-sent events: history from the point asked for, then live, without a gap or a repeat."""
     after = await first_position(store, after=params.after, last_event_id=last_event_id)
-    return StreamResponse(EventStream(store, feed, params.query(), after=after))
+    encode = event_frame if caller.sees_personal_data else masked_frame
+    stream = EventStream(store, feed, params.query(), after=after, encode=encode)
+    return StreamResponse(stream, still_admitted=partial(still_admitted, request))
 
 
 def create_app(settings: Settings | None = None, launcher: Launcher | None = None) -> FastAPI:
@@ -241,6 +250,16 @@ SHOWN = (
 
 def _only(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: row.get(name) for name in names}
+
+
+def _seen_by(caller: Caller, snapshot: dict[str, Any]) -> dict[str, Any]:
+    if caller.sees_personal_data:
+        return snapshot
+    shown = {
+        "state": masked_state(snapshot["state"]),
+        "replay_result": without(snapshot["replay_result"], REPLAY),
+    }
+    return {**snapshot, **shown}
 
 
 def _require_form(replay_id: str) -> None:

@@ -109,12 +109,24 @@ def deterministic_event_id(started_at: datetime, *parts: str) -> UUID:
 
     Ids of one run lie together in an index, and a repeated run appends nothing twice.
     """
-    milliseconds = int(utc(started_at).timestamp() * 1000) & (2**48 - 1)
-    digest = int.from_bytes(hashlib.sha256("\x1f".join(parts).encode()).digest()[:10])
-    value = (milliseconds << 80) | digest
+    return _hashed(int(utc(started_at).timestamp() * 1000) & (2**48 - 1), "\x1f".join(parts))
+
+
+def derived_event_id(token: UUID, number: int) -> UUID:
+    """The id of the event with this number among those of one token, whose time it takes over."""
+    return _hashed(token.int >> 80, f"{token}\x1f{number}")
+
+
+def named_token(*names: str) -> UUID:
+    """The same token for the same names, for ever."""
+    return _hashed(0, "\x1f".join(names))
+
+
+def _hashed(milliseconds: int, text: str) -> UUID:
+    """A UUIDv8 of a time and a hash (RFC 9562, 5.8)."""
+    value = (milliseconds << 80) | int.from_bytes(hashlib.sha256(text.encode()).digest()[:10])
     value = (value & ~(0xF << 76)) | (0x8 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return UUID(int=value)
+    return UUID(int=(value & ~(0x3 << 62)) | (0x2 << 62))
 
 
 class BaseEvent(BaseModel):
@@ -301,6 +313,9 @@ class TypedEvent(BaseEvent):
             def two_names(data):
                 given, _, family = data.pop("passenger").partition(" ")
                 return {**data, "given_name": given, "family_name": family}
+
+    `personal` names the payload fields that hold personal data, which only some readers may see; a class
+    that does not say it is taken to hold nothing else.
     """
 
     model_config = ConfigDict(extra="ignore")  # whatever is not a field goes into the payload
@@ -313,6 +328,7 @@ class TypedEvent(BaseEvent):
     declared_type: ClassVar[str]
     declared_aggregate: ClassVar[str]
     id_field: ClassVar[str]
+    personal: ClassVar[frozenset[str] | None]
     lineage: ClassVar[Lineage]
     payload_model: ClassVar[type[BaseModel]]
 
@@ -325,9 +341,11 @@ class TypedEvent(BaseEvent):
         aggregate_type: str,
         id_field: str = "aggregate_id",
         schema_version: int = 1,
+        personal: Iterable[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init_subclass__(**kwargs)
+        cls.personal = None if personal is None else frozenset(personal)
         cls.declared_type = _known_type(event_type)
         cls.declared_aggregate = aggregate_type
         cls.id_field = id_field

@@ -21,7 +21,7 @@ from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.metrics import instruments, timed
 from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import current_event_statistics
-from eventsourcing.storage.base import Storage
+from eventsourcing.storage.base import Appended, Storage
 from eventsourcing.storage.embedded import EmbeddedStorage
 from eventsourcing.storage.memory import InMemoryStorage
 from eventsourcing.storage.postgres import PostgresStorage
@@ -98,9 +98,19 @@ class EventStore:
         Raises InvalidEventError, ConcurrencyError, DuplicateEventError, UnavailableError; then
         nothing of the call is stored.
         """
+        return (await self.append(events, expected_version=expected_version)).events
+
+    async def append(
+        self, events: Sequence[BaseEvent], *, expected_version: ExpectedVersion = ANY
+    ) -> Appended:
+        """Append as append_events does, and tell which events were stored before.
+
+        Of several callers with one new event exactly one does not find it, unless the answer to it was
+        lost.
+        """
         ready = prepare(events, expected_version)
         if not ready:
-            return []
+            return Appended([], frozenset())
         await self.initialize()
         measured = instruments()
         try:
@@ -109,10 +119,10 @@ class EventStore:
         except ConcurrencyError:
             measured.conflicts.inc()
             raise
-        if len(appended) == len(events):  # none came twice: they are in the order given
+        if len(appended.events) == len(events):  # none came twice: they are in the order given
             return appended
-        stored = {event.event_id: event for event in appended}
-        return [stored[event.event_id] for event in events]
+        stored = {event.event_id: event for event in appended.events}
+        return Appended([stored[event.event_id] for event in events], appended.found)
 
     async def append_frame(
         self,

@@ -27,6 +27,8 @@ MODULES = {
     "bus": "api.cli.bus",
     "db": "api.cli.db",
     "dagster": "api.cli.dagster",
+    "keys": "api.cli.keys",
+    "openapi": "api.cli.openapi",
 }
 """Command → the module whose `app` it is, in the order of the help."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from eventsourcing.errors import UnavailableError
 from eventsourcing.events import RecordedEvent
-from eventsourcing.storage.base import NewEvent
+from eventsourcing.storage.base import Appended, NewEvent
 
 UNDER_WAY = 2
 """How many appends are under way before the next ones wait and go together: while one of them is on its
@@ -26,7 +26,7 @@ BYTES_AT_MOST = 1_000_000
 PATIENCE_S = 0.05
 """How long appends wait for others to land; those may be waiting for a lock."""
 
-Alone = Callable[[Sequence[NewEvent], bool], Awaitable[list[RecordedEvent]]]
+Alone = Callable[[Sequence[NewEvent], bool], Awaitable[Appended]]
 """Appends one caller's events; told whether they may be stored already, by an attempt that was lost."""
 
 Together = Callable[[Sequence[NewEvent]], Awaitable[list[RecordedEvent] | None]]
@@ -38,7 +38,7 @@ class _Append:
     """One caller's events. The answer is what was stored, else whether the attempt was lost on its way."""
 
     events: Sequence[NewEvent]
-    answer: asyncio.Future[list[RecordedEvent] | bool]
+    answer: asyncio.Future[Appended | bool]
 
 
 class GroupCommit:
@@ -51,7 +51,7 @@ class GroupCommit:
         self._impatience: asyncio.TimerHandle | None = None
         self._groups: set[asyncio.Task[None]] = set()
 
-    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+    async def append(self, events: Sequence[NewEvent]) -> Appended:
         """See EventStorage.append."""
         if len(events) > EVENTS_AT_MOST:
             return await self._alone(events, False)
@@ -102,7 +102,7 @@ class GroupCommit:
             for append in group:
                 last = first + len(append.events)
                 if not append.answer.done():
-                    append.answer.set_result(lost if stored is None else stored[first:last])
+                    append.answer.set_result(lost if stored is None else Appended(stored[first:last], frozenset()))
                 first = last
 
 

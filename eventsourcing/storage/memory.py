@@ -22,6 +22,7 @@ from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.metrics import count_appended
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import (
+    Appended,
     ChunkReceipt,
     NewEvent,
     StateTable,
@@ -56,13 +57,14 @@ class InMemoryStorage:
     async def close(self) -> None:
         """Keep everything: the same storage may be opened again."""
 
-    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+    async def append(self, events: Sequence[NewEvent]) -> Appended:
         """See EventStorage.append."""
         settled = {
             new.event.event_id: settle_duplicate(new, self._by_id[new.event.event_id])
             for new in events
             if new.event.event_id in self._by_id
         }
+        found = frozenset(settled)
         versions: dict[str, int] = {}
         fresh: list[RecordedEvent] = []
         for new in events:
@@ -84,7 +86,7 @@ class InMemoryStorage:
         if fresh:
             self._appended.set()
             self._appended = asyncio.Event()
-        return [_detached(settled[new.event.event_id]) for new in events]
+        return Appended([_detached(settled[new.event.event_id]) for new in events], found)
 
     async def append_chunk(
         self, chunk: EventChunk, *, on_placed: Callable[[], None] | None = None

@@ -26,7 +26,14 @@ from eventsourcing.events import RecordedEvent
 from eventsourcing.metrics import count_appended
 from eventsourcing.query import EventQuery
 from eventsourcing.storage import time_blocks
-from eventsourcing.storage.base import LOST_POSITIONS, ChunkReceipt, NewEvent, StateTransaction, append_drafts
+from eventsourcing.storage.base import (
+    LOST_POSITIONS,
+    Appended,
+    ChunkReceipt,
+    NewEvent,
+    StateTransaction,
+    append_drafts,
+)
 from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keyset_column
 from eventsourcing.storage.fragments import page as page_of
 from eventsourcing.storage.group_commit import GroupCommit
@@ -125,17 +132,17 @@ class PostgresStorage:
             raise UnavailableError("the storage is not open")
         return self._pool
 
-    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+    async def append(self, events: Sequence[NewEvent]) -> Appended:
         """See EventStorage.append. When the answer is lost, the event ids settle what became of it."""
         return await self._group_commit.append(events)
 
-    async def _append(self, events: Sequence[NewEvent], lost: bool) -> list[RecordedEvent]:
-        async def attempt() -> list[RecordedEvent]:
+    async def _append(self, events: Sequence[NewEvent], lost: bool) -> Appended:
+        async def attempt() -> Appended:
             await self._add_kinds(events)
             return await self._appending().append(events)
 
         appended = await settled(attempt, within_s=self._append_timeout_s, lost=lost)
-        self.pool.saw(max(event.position for event in appended))
+        self.pool.saw(max(event.position for event in appended.events))
         return appended
 
     async def _append_together(self, events: Sequence[NewEvent]) -> list[RecordedEvent] | None:

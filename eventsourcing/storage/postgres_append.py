@@ -22,7 +22,7 @@ from eventsourcing.errors import ConcurrencyError, UnavailableError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.metrics import count_appended
 from eventsourcing.storage import copyformat
-from eventsourcing.storage.base import NewEvent, settle_duplicate
+from eventsourcing.storage.base import Appended, NewEvent, settle_duplicate
 from eventsourcing.storage.postgres_errors import RACE, race_lost
 from eventsourcing.storage.postgres_pool import ConnectionPool
 from eventsourcing.storage.postgres_rows import recorded_event
@@ -38,6 +38,7 @@ ROWS_A_PIECE = 128
 """How many rows are handed to the server at a time."""
 
 _EVENTS = statements("events")
+_NONE: frozenset[UUID] = frozenset()
 
 
 class Appender:
@@ -48,7 +49,7 @@ class Appender:
         self._timeout_s = timeout_s
         self._expects_new_streams = True
 
-    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+    async def append(self, events: Sequence[NewEvent]) -> Appended:
         """See EventStorage.append."""
         settled: dict[UUID, RecordedEvent] = {}
         for race in range(MAX_RACES):
@@ -56,9 +57,10 @@ class Appender:
             fresh = await self.insert(pending) if pending else []
             if fresh is not None:
                 if not settled:
-                    return fresh
+                    return Appended(fresh, _NONE)
+                found = frozenset(settled)
                 settled.update((event.event_id, event) for event in fresh)
-                return [settled[new.event.event_id] for new in events]
+                return Appended([settled[new.event.event_id] for new in events], found)
             stored = await self._stored(pending)
             settled.update(stored)
             count_appended(Counter(event.event_type for event in stored.values()), "found")
