@@ -93,9 +93,9 @@ class Readings:
         groups = await DeadLetterQueue(self._system.store).groups()
         names = known | {key.removeprefix(KAFKA_GROUP) for key, _ in rows} | groups.keys()
         now = datetime.now(UTC)
-        letters = {(name,): float(groups.get(name, {}).get("letters", 0)) for name in names}
+        letters: Reading = {(name,): float(groups.get(name, {}).get("letters", 0)) for name in names}
         since = {name: groups.get(name, {}).get("oldest") or now for name in names}
-        ages = {(name,): (now - _moment(moment)).total_seconds() for name, moment in since.items()}
+        ages: Reading = {(name,): (now - _moment(moment)).total_seconds() for name, moment in since.items()}
         return [
             family(
                 "es_dlq_messages",

@@ -7,7 +7,8 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,32 @@ def documented() -> set[str]:
     return set(re.findall(r"^\| `(es_\w+)`", (ROOT / "docs" / "metrics.md").read_text("utf-8"), re.M))
 
 
+@pytest.fixture
+def worker_over_the_store(deployment: Deployment) -> Iterator[None]:
+    """A second worker whose consumer groups follow the store, on the next port."""
+    first = deployment.rehearsal.containers["worker"]
+    environment = {**first.environment, "ESM_WORKER_PORT": str(WORKER + 1)}
+    del environment["KAFKA_BOOTSTRAP_SERVERS"]
+    second = replace(first, environment=environment, process=None, log=first.log.with_name("worker-2.log"))
+    second.start()
+    yield
+    assert second.stop() == 0
+
+
 def scraped(deployment: Deployment) -> set[str]:
     """The names of ours that a scrape of everything finds, with at least one value."""
     names: set[str] = set()
-    for service, port in (("event-service", EVENTS), ("replay-service", REPLAYS), ("worker", WORKER)):
-        answer = httpx2.get(f"{deployment.url(service, port)}/metrics", timeout=30)
+    places = (
+        ("event-service", EVENTS),
+        ("replay-service", REPLAYS),
+        ("worker", WORKER),
+        ("worker", WORKER + 1),
+    )
+    for service, port in places:
+        try:
+            answer = httpx2.get(f"{deployment.url(service, port)}/metrics", timeout=30)
+        except httpx2.TransportError:
+            continue  # the second worker is starting
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
         for line in answer.text.splitlines():
@@ -176,6 +198,7 @@ def scraped(deployment: Deployment) -> set[str]:
     return names
 
 
+@pytest.mark.usefixtures("worker_over_the_store")
 def test_every_documented_metric_is_scraped_and_every_scraped_one_is_documented(
     deployment: Deployment,
 ) -> None:
