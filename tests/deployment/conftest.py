@@ -45,9 +45,17 @@ def deployment() -> Iterator[Deployment]:
             rehearsal.up()
             rehearsal.await_healthy()
             yield Deployment(rehearsal, server, broker.address)
+            ended_in_order(rehearsal.down())
         finally:
             rehearsal.down()
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def ended_in_order(codes: dict[str, int | None]) -> None:
+    """SIGTERM ends every container within its grace; ours say that nothing went wrong."""
+    assert {name: code for name, code in codes.items() if code is None} == {}, "killed after the grace"
+    ours = ("migrate", "event-service", "replay-service", "worker")
+    assert {name: codes[name] for name in ours} == dict.fromkeys(ours, 0)
 
 
 def _published(server: Server, service: dict[str, Any]) -> str:
