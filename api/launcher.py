@@ -36,7 +36,7 @@ from dagster import (
 )
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
-from api.lanes import Lane, close_instance, open_instance, reconstructable_job
+from api.lanes import DEFINITIONS, Lane, close_instance, open_instance, reconstructable_job
 from eventsourcing.canonical import decode, encode
 from eventsourcing.config import Settings
 from resources.dagster_home import LOCATION, prepare_dagster_home
@@ -91,8 +91,8 @@ def make_launcher(settings: Settings) -> Launcher:
 class EmbeddedLauncher:
     """The launcher of one machine: no webserver, no daemon and no code server are needed."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, *, definitions: str = DEFINITIONS) -> None:
+        self._settings, self._definitions = settings, definitions
         self._instance: DagsterInstance | None = None
         self._short: asyncio.Queue[str] = asyncio.Queue()
         self._long: asyncio.Queue[str] = asyncio.Queue()
@@ -106,9 +106,12 @@ class EmbeddedLauncher:
         environment = await asyncio.to_thread(prepare_dagster_home, self._settings)
         self._instance = await asyncio.to_thread(open_instance, environment)
         await asyncio.to_thread(self._reconcile)
-        queues = [self._short, *[self._long] * LONG_LANES]
-        self.lanes = [Lane(environment, queue) for queue in queues]
-        await asyncio.gather(self.lanes[0].warm(), asyncio.to_thread(reconstructable_job, "snapshot"))
+        short = Lane(environment, self._short, keeps_open=True, definitions=self._definitions)
+        long = (Lane(environment, self._long, definitions=self._definitions) for _ in range(LONG_LANES))
+        self.lanes = [short, *long]
+        await asyncio.gather(
+            short.warm(), asyncio.to_thread(reconstructable_job, "snapshot", self._definitions)
+        )
         self._workers = [asyncio.create_task(self._serve(lane)) for lane in self.lanes]
 
     async def stop(self) -> None:
@@ -214,7 +217,7 @@ class EmbeddedLauncher:
     def _create(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:
         origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), _REPOSITORY)
         try:
-            job = reconstructable_job(job_name)
+            job = reconstructable_job(job_name, self._definitions)
             run = self.instance.create_run_for_job(
                 job_def=job.get_definition(),
                 run_config=decode(encode(run_config)),  # plain values: Dagster stores no enums of ours

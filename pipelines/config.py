@@ -64,11 +64,19 @@ class SnapshotConfig(dg.Config):
 
 
 class SequenceConfig(dg.Config):
-    """The event types that an aggregate should have, in order."""
+    """The event types that an aggregate should have, in order; or the process model it should keep to."""
 
     aggregate_id: str
-    expected_sequence: list[str]
+    expected_sequence: list[str] | None = None
+    model: str | None = Field(default=None, description="A process model, in place of the sequence.")
     result_id: str | None = Field(default=None, description="Key of the result; the run's id unless given.")
+
+
+class ProcessesConfig(dg.Config):
+    """A process model, and whether all of its subjects kept to it."""
+
+    model: str = Field(default="migration", description="Name of a process model.")
+    aggregate_id: str | None = Field(default=None, description="Only this aggregate.")
 
 
 class RedriveConfig(dg.Config):

@@ -7,6 +7,8 @@ import dagster as dg
 from pydantic import ValidationError
 
 from eventsourcing.errors import EventSourcingError, InvalidEventError
+from eventsourcing.process_checks import check_process
+from eventsourcing.process_models import process_model
 from eventsourcing.replay import EventReplay, require_events
 from eventsourcing.replays import ReplayJournal, ReplayRequest, run_replay
 from pipelines.config import ReplayConfig, SequenceConfig, SnapshotConfig
@@ -68,14 +70,16 @@ async def create_snapshot(
 async def check_sequence(
     context: dg.OpExecutionContext, config: SequenceConfig, eventing: EventingResource
 ) -> None:
-    """Compare the event types of an aggregate with those it should have."""
+    """Compare the event types of an aggregate with those it should have, or with a process model."""
     await _answer(context, eventing, config.result_id, _validated(config, eventing))
 
 
 async def _validated(config: SequenceConfig, eventing: EventingResource) -> dict[str, Any]:
+    if config.model is not None:
+        return await check_process(eventing.store, process_model(config.model), config.aggregate_id)
     await require_events(eventing.store, config.aggregate_id)
     replay = EventReplay(eventing.store)
-    return await replay.validate_event_sequence(config.aggregate_id, config.expected_sequence)
+    return await replay.validate_event_sequence(config.aggregate_id, config.expected_sequence or [])
 
 
 async def _answer(
