@@ -85,10 +85,10 @@ def open_instance(environment: dict[str, str]) -> DagsterInstance:
     reference = InstanceRef.from_dir(environment["DAGSTER_HOME"], overrides={"storage": storage})
     instance = DagsterInstance.from_ref(reference)
     instance.optimize_for_webserver(statement_timeout=15_000, pool_recycle=3600, max_overflow=20)
-    for storage in (instance.run_storage, instance.event_log_storage):
+    for asked in (instance.run_storage, instance.event_log_storage):
         for name in _LOOKS_AT_SCHEMA:
-            if hasattr(storage, name):
-                setattr(storage, name, _remembering(getattr(storage, name)))
+            if hasattr(asked, name):
+                setattr(asked, name, _remembering(getattr(asked, name)))
     return instance
 
 

@@ -53,6 +53,9 @@ class ReplayConfig(dg.Config):
     request: dict[str, Any] = Field(
         default={"replay_type": "all"}, description="What a new replay replays, as POST /replay takes it."
     )
+    fail_on_difference: bool = Field(
+        default=False, description="Fail the run when the live views say something else than the replay."
+    )
 
 
 class SnapshotConfig(dg.Config):
@@ -70,6 +73,12 @@ class SequenceConfig(dg.Config):
     expected_sequence: list[str] | None = None
     model: str | None = Field(default=None, description="A process model, in place of the sequence.")
     result_id: str | None = Field(default=None, description="Key of the result; the run's id unless given.")
+
+
+class SnapshotsConfig(dg.Config):
+    """Snapshots of the migrations that ended lately and went on since their last snapshot."""
+
+    days: int = Field(default=2, ge=1, description="How far back to look for what ended.")
 
 
 class ProcessesConfig(dg.Config):

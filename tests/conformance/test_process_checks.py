@@ -121,7 +121,7 @@ def orders(seed: int, count: int = 60) -> list[BaseEvent]:
 
 def naive(events: list[RecordedEvent], now: datetime) -> dict[str, tuple[str, int]]:
     """The violations by walking every subject on its own, all of them in memory."""
-    found = {}
+    found: dict[str, tuple[str, int]] = {}
     for subject in {ORDER.subject_of(event.aggregate_id) for event in events}:
         walk = Walk(ORDER, subject)
         for event in events:
