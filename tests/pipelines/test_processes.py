@@ -56,7 +56,9 @@ def test_the_run_names_the_first_event_that_broke_the_rules(append: Append, run_
         assert failure is not None
         assert f"'bad' broke 'migration' at position {stored[1].position}" in str(failure.description)
         assert "found data.transformed (unexpected)" in str(failure.description)
-        (row,) = failure.metadata["violations"].value.records
+        table = failure.metadata["violations"].value
+        assert isinstance(table, dg.TableMetadataValue)
+        (row,) = table.records
         assert row.data["event_version"] == 2
 
 
