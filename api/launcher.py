@@ -51,7 +51,7 @@ _GRACE_S = 2.0
 _STOP_S = 5.0
 """How long a stopping server waits for its runs to end in good order."""
 
-_REPOSITORY = "__repository__"
+REPOSITORY = "__repository__"
 _BEGINNING = (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED)
 _UNFINISHED = (*_BEGINNING, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
 _LAUNCHER, _HOST, _PROCESS = "esm/launcher", "esm/host", "esm/process"
@@ -85,6 +85,10 @@ class Launcher(Protocol):
 
 def make_launcher(settings: Settings) -> Launcher:
     """The launcher of a service. It does nothing until it is started."""
+    if settings.launcher == "queue":
+        from api.queue_launcher import QueueLauncher  # it builds on the embedded one
+
+        return QueueLauncher(settings)
     return EmbeddedLauncher(settings)
 
 
@@ -168,6 +172,10 @@ class EmbeddedLauncher:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(lane.pid, signal.SIGINT)
 
+    def has(self, run_id: str) -> bool:
+        """Whether the run is one of this server's, and not over."""
+        return run_id in self._ended
+
     def tags(self) -> dict[str, str]:
         """What every run of this server carries, so that it is known whose it was."""
         return {_LAUNCHER: "embedded", _HOST: socket.gethostname(), _PROCESS: _this_process()}
@@ -215,7 +223,7 @@ class EmbeddedLauncher:
         return self._instance
 
     def _create(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:
-        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), _REPOSITORY)
+        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), REPOSITORY)
         try:
             job = reconstructable_job(job_name, self._definitions)
             run = self.instance.create_run_for_job(
