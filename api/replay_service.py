@@ -25,7 +25,7 @@ from api.jobs import SNAPSHOT, VALIDATION, answer, cancel_replay, finished_repla
 from api.launcher import Launcher, make_launcher
 from api.measured import metrics_router
 from api.paging import cursor_after, key_before, next_link
-from api.problems import NOT_FOUND, ProblemError
+from api.problems import NOT_FOUND, ProblemError, invalid_field
 from api.requests import JsonRoute, StreamRoute
 from api.schemas import (
     PageParams,
@@ -38,10 +38,11 @@ from api.schemas import (
 )
 from api.server import serve
 from api.sse import EventStream, StreamResponse, event_frame, first_position, masked_frame
-from eventsourcing import Settings
+from eventsourcing import NotFoundError, Settings
 from eventsourcing.bootstrap import open_system
 from eventsourcing.canonical import encode
 from eventsourcing.personal import REPLAY, masked_state, without
+from eventsourcing.process_models import process_model
 from eventsourcing.replays import ReplayJournal
 from eventsourcing.snapshots import newest_snapshot
 
@@ -170,7 +171,8 @@ async def get_snapshot(store: OpenStore, caller: CurrentCaller, aggregate_id: Pa
     openapi_extra=needs(Scope.REPLAY),
 )
 async def validate_sequence(store: OpenStore, jobs: Jobs, body: SequenceBody, once: DoneOnce) -> Response:
-    """Compare the event types of an aggregate with those it should have."""
+    """Compare the event types of an aggregate with those it should have, or with a process model."""
+    _require_model(body.model)
 
     async def compare(token: UUID) -> Response:
         return json_response(encode(await answer(store, jobs, VALIDATION, body.model_dump(), token)))
@@ -260,6 +262,15 @@ def _seen_by(caller: Caller, snapshot: dict[str, Any]) -> dict[str, Any]:
         "replay_result": without(snapshot["replay_result"], REPLAY),
     }
     return {**snapshot, **shown}
+
+
+def _require_model(name: str | None) -> None:
+    """Raise a 422 problem for the name of no process model."""
+    try:
+        if name is not None:
+            process_model(name)
+    except NotFoundError:
+        raise invalid_field("model", "names no process model") from None
 
 
 def _require_form(replay_id: str) -> None:

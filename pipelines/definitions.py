@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dagster as dg
 
+from pipelines.crashes import crashed_migrations, crashed_replays
 from pipelines.jobs import JOBS, RESOURCES, STAGES
-from pipelines.schedules import nightly_replay
-from pipelines.sensors import completed_migrations, crashed_migrations, parked_aggregates
+from pipelines.processes import broken_processes
+from pipelines.schedules import SCHEDULES
+from pipelines.sensors import completed_migrations, failed_migrations, parked_aggregates
 
 _REPLAYED = ("all", "aggregate", "type", "correlation")
 _PLOTS = [
@@ -17,8 +19,15 @@ _PLOTS = [
 
 defs = dg.Definitions(
     jobs=JOBS,
-    schedules=[nightly_replay],
-    sensors=[completed_migrations, crashed_migrations, parked_aggregates],
+    schedules=SCHEDULES,
+    sensors=[
+        completed_migrations,
+        failed_migrations,
+        broken_processes,
+        parked_aggregates,
+        crashed_migrations,
+        crashed_replays,
+    ],
     assets=_PLOTS,
     resources=RESOURCES,
 )

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.config import MigrateConfig
-from pipelines.ops import afterwards, dead_letters
+from pipelines.ops import afterwards, dead_letters, processes
 from pipelines.ops import backfill as backfills
 from pipelines.ops import migration as stages
 from pipelines.ops import replay as replays
@@ -96,6 +96,18 @@ def validate_sequence() -> None:
     replays.check_sequence.alias("validate_sequence")()  # one name cannot be an op's and a job's
 
 
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def snapshot_migrations() -> None:
+    """Store the states of the migrations that ended lately."""
+    replays.create_snapshots()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def check_processes() -> None:
+    """Check that streams keep to a process model; the first event that broke it fails the run."""
+    processes.keep_to_process()
+
+
 @dg.job(**_IN_PROCESS, tags={"owner": "operations"})
 def redrive() -> None:
     """Give the events of parked aggregates to their handlers again; or show what that would take."""
@@ -116,7 +128,9 @@ JOBS = [
     rollback,
     replay,
     snapshot,
+    snapshot_migrations,
     validate_sequence,
+    check_processes,
     redrive,
     backfill,
 ]

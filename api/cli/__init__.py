@@ -26,6 +26,7 @@ MODULES = {
     "dlq": "api.cli.dlq",
     "bus": "api.cli.bus",
     "doctor": "api.cli.doctor",
+    "sequences": "api.cli.sequences",
     "db": "api.cli.db",
     "dagster": "api.cli.dagster",
     "keys": "api.cli.keys",

@@ -102,7 +102,9 @@ class GroupCommit:
             for append in group:
                 last = first + len(append.events)
                 if not append.answer.done():
-                    append.answer.set_result(lost if stored is None else Appended(stored[first:last], frozenset()))
+                    append.answer.set_result(
+                        lost if stored is None else Appended(stored[first:last], frozenset())
+                    )
                 first = last
 
 
