@@ -116,7 +116,7 @@ async def store_findings(system: System) -> AsyncIterator[Finding]:
         yield Finding("horizon", "warning", says, cure)
     else:
         yield Finding("horizon", "ok", f"position {await storage.horizon()}; no append holds it back")
-    async with storage.lease(READ_MODELS[0].checkpoint_key) as nobody:
+    async with storage.lease(READ_MODELS[0].lease) as nobody:
         pass
     if nobody:
         cure = "esm worker, or docker-compose up worker; its log says why it ended"

@@ -104,7 +104,7 @@ async def test_what_is_held_is_bounded_and_survives_an_outage() -> None:
         log.note(a_request(f"/events/{number}"), "get_event", "/events/{event_id}", "200")
     assert len(log._held) <= MAX_HELD + 1
 
-    transaction, storage.transaction = storage.transaction, _away  # type: ignore[method-assign] # an outage
+    transaction, storage.transaction = storage.transaction, _away  # type: ignore[method-assign, assignment] # an outage
     with pytest.raises(UnavailableError):
         await log.flush()
     log.note(a_request("/events/1"), "get_event", "/events/{event_id}", "200")

@@ -17,7 +17,7 @@ from eventsourcing import (
 )
 from eventsourcing.drafts import NO_STREAM, prepare
 from eventsourcing.errors import UnavailableError
-from eventsourcing.storage.base import NewEvent
+from eventsourcing.storage.base import Appended, NewEvent
 from eventsourcing.storage.group_commit import EVENTS_AT_MOST, GroupCommit
 from eventsourcing.storage.postgres import PostgresStorage
 from tests.factories import draft, same
@@ -94,10 +94,10 @@ class Slow:
         self.gate = asyncio.Event()
         self.commit = GroupCommit(self._alone, self._together)
 
-    async def _alone(self, events: Sequence[NewEvent], lost: bool) -> list[RecordedEvent]:
+    async def _alone(self, events: Sequence[NewEvent], lost: bool) -> Appended:
         self.alone.append((len(events), lost))
         await self.gate.wait()
-        return []
+        return Appended([], frozenset())
 
     async def _together(self, events: Sequence[NewEvent]) -> list[RecordedEvent] | None:
         self.together.append(len(events))
@@ -105,7 +105,7 @@ class Slow:
             raise self.failure
         return []
 
-    def call(self, count: int = 1) -> asyncio.Task[list[RecordedEvent]]:
+    def call(self, count: int = 1) -> asyncio.Task[Appended]:
         events: list[BaseEvent] = [draft(f"seat-{n}") for n in range(count)]
         return asyncio.create_task(self.commit.append(prepare(events)))
 

@@ -17,14 +17,14 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from api.launcher import LOCATION, LaunchError, make_launcher
+from api.launcher import LaunchError, make_launcher
 from api.queue_launcher import QueueLauncher
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.testing import a_migration
-from resources.dagster_home import prepare_dagster_home, workspace_file
+from resources.dagster_home import LOCATION, prepare_dagster_home, workspace_file
 from tests.api.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
