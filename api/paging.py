@@ -98,8 +98,7 @@ async def page_of_states(
     page: dict[str, Any] = {}
     after, scanned = key_before(params), 0
     while scanned < MAX_SCANNED:
-        async with storage.transaction() as transaction:
-            rows = await transaction.scan(model.table, after=after, limit=params.limit + 1)
+        rows = await model.page(storage, after=after, limit=params.limit + 1)
         for key, state in rows:
             if state and len(page) == params.limit:
                 return page, cursor_after(str(after), params)

@@ -20,6 +20,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from eventsourcing import (
+    BusyError,
     ConcurrencyError,
     ConfigurationError,
     CursorAheadError,
@@ -28,6 +29,7 @@ from eventsourcing import (
     InvalidEventError,
     NotFoundError,
     SchemaError,
+    StateForbidsError,
     UnavailableError,
 )
 from eventsourcing.logs import current, spoken
@@ -166,6 +168,8 @@ _KIND_OF: dict[type[EventSourcingError], Kind] = {
     DuplicateEventError: DUPLICATE,
     NotFoundError: NOT_FOUND,
     CursorAheadError: CURSOR_AHEAD,
+    StateForbidsError: CONFLICT,
+    BusyError: CONFLICT,
     UnavailableError: UNAVAILABLE,
     SchemaError: UNAVAILABLE,
     ConfigurationError: UNAVAILABLE,

@@ -39,6 +39,7 @@ from eventsourcing.errors import (
     NotFoundError,
     PermanentError,
     SchemaError,
+    StateForbidsError,
     UnavailableError,
     UpcastError,
 )
@@ -124,6 +125,7 @@ __all__ = [
     "SchemaCompatibilityCheckedEvent",
     "SchemaError",
     "Settings",
+    "StateForbidsError",
     "TypedEvent",
     "UUIDTransformedEvent",
     "UnavailableError",

@@ -13,6 +13,7 @@ EventSourcingError
 ├── SchemaError                 the database's schema is not the one this version needs
 ├── UnavailableError            the database or the broker cannot serve now (outcome_unknown); retryable
 ├── BusyError                   another process does what must be done by one at a time; retryable
+├── StateForbidsError           what was asked does not fit the state it is in (kind, key, status)
 ├── PermanentError              what a handler raises when trying again cannot help: parks at once
 ├── HandlerTimeoutError         a handler did not come back in time
 └── HandlerError                a handler gave up on an event (event_id, handler, attempts; cause kept)
@@ -24,6 +25,7 @@ exception says so: UnavailableError with `outcome_unknown`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 
@@ -90,11 +92,15 @@ class CursorAheadError(EventSourcingError):
 class UpcastError(EventSourcingError):
     """A stored payload cannot be read: its version is not known here, or an upcast failed.
 
-    Nothing is skipped: whoever reads stops before the event, and goes on once the code is right.
+    Nothing is skipped: whoever reads stops before the event, and goes on once the code is right; who can
+    do without its payload goes on past it (unreadable). `fields` are the event's, as they are stored.
     """
 
-    def __init__(self, event_id: UUID, *, event_type: str, version: object, reason: str) -> None:
+    def __init__(
+        self, event_id: UUID, *, event_type: str, version: object, reason: str, fields: dict[str, Any]
+    ) -> None:
         self.event_id, self.event_type, self.version, self.reason = event_id, event_type, version, reason
+        self.fields = fields
         super().__init__(f"event {event_id} ({event_type}, schema_version {version}): {reason}")
 
 
@@ -142,6 +148,14 @@ class BusyError(EventSourcingError):
     """Another process does what must be done by one at a time. Nothing was changed."""
 
     retryable = True
+
+
+class StateForbidsError(EventSourcingError):
+    """What was asked for does not fit the state that its object is in. Nothing was changed."""
+
+    def __init__(self, kind: str, key: str, status: str) -> None:
+        self.kind, self.key, self.status = kind, key, status
+        super().__init__(f"{kind} {key!r} is {status}")
 
 
 class PermanentError(EventSourcingError):

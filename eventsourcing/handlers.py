@@ -38,6 +38,11 @@ class EventHandler(ABC):
     async def handle(self, event: BaseEvent) -> None:
         """React to one event. An exception is retried, then parks the event's aggregate."""
 
+    def folds(self) -> tuple[Fold, ...]:
+        """The pure folds that the handler is wholly made of, by whose names its state() tells their states;
+        none where it is not. A durable replay keeps their states in the store."""
+        return ()
+
     def fresh(self) -> Self:
         """A twin without state, for a replay of its own; a handler without state is its own twin."""
         return self
@@ -46,16 +51,27 @@ class EventHandler(ABC):
         """What the handler has made of its events, as JSON values; None for a handler without state."""
         return None
 
+    @property
+    def state_version(self) -> str:
+        """Changes whenever the same events would give another `state()`."""
+        return "1"
+
+    restorable: ClassVar[bool] = False
+    """Whether `restore` is there: then a replay can begin at a snapshot."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what the `state()` of a twin was; the next event is the one after it."""
+        raise NotImplementedError(f"{self.name} cannot take over a state")
+
 
 class MigrationEventHandler(EventHandler):
     """The statistics of migrations and the views of migrated users and admins, in memory."""
 
     def __init__(self) -> None:
-        self._states: dict[str, dict[str, State]] = {fold.name: {} for fold in self._folds()}
+        self._states: dict[str, dict[str, State]] = {fold.name: {} for fold in self.folds()}
         self._applied = PositionSet()
 
-    @staticmethod
-    def _folds() -> tuple[Fold, ...]:
+    def folds(self) -> tuple[Fold, ...]:
         return MIGRATION_STATISTICS, USER_MIGRATIONS, ADMIN_MIGRATIONS
 
     def can_handle(self, event_type: str) -> bool:  # noqa: ARG002 - the folds choose
@@ -64,7 +80,7 @@ class MigrationEventHandler(EventHandler):
     async def handle(self, event: BaseEvent) -> None:
         if isinstance(event, RecordedEvent) and not self._applied.add(event.position):
             return
-        for fold in self._folds():
+        for fold in self.folds():
             key = fold.key(event)
             if key is not None:
                 fold.apply(self._states[fold.name].setdefault(key, fold.initial()), event)
@@ -74,6 +90,15 @@ class MigrationEventHandler(EventHandler):
 
     def state(self) -> dict[str, Any]:
         return self._states
+
+    @property
+    def state_version(self) -> str:
+        return ".".join(str(fold.version) for fold in self.folds())
+
+    restorable = True
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._states = state
 
     def get_migration_stats(self, migration_id: str) -> dict[str, Any]:
         """One migration's statistics (contract, section 3); {} for an unknown id."""

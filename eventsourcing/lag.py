@@ -35,16 +35,17 @@ async def lags(storage: Storage) -> list[Lag]:
     The cost grows with the number of consumers alone.
     """
     head = await storage.head()
-    checkpoints = {model.checkpoint_key: {"position": 0} for model in READ_MODELS}
     after = None
-    async with storage.transaction() as transaction:
+    async with storage.transaction(snapshot=True) as transaction:
+        live = {(await model.live_in(transaction)).checkpoint_key for model in READ_MODELS}
+        checkpoints: dict[str, Any] = {key: {"position": 0} for key in live}
         while rows := await transaction.scan(CHECKPOINTS, after=after):
             checkpoints.update(rows)
             after = rows[-1][0]
     found = []
     for key, checkpoint in sorted(checkpoints.items()):
         kind, _, name = key.partition("/")
-        if kind in KINDS:
+        if kind in KINDS and (kind != "read-model" or key in live):  # what is beside need not keep up
             found.append(await _lag(storage, kind, name, checkpoint, head))
     return sorted(found, key=lambda lag: (KINDS.index(lag.kind), lag.name))
 

@@ -1,26 +1,19 @@
-"""Durable folds: states and checkpoint commit in one transaction, so each event is applied exactly once.
+"""Read models: durable folds that are read under a name, whichever generation of them is live.
 
-A read model reads behind the horizon only, and only the types that concern its fold; what the fold takes
-by number alone is counted in the database. Its states stand in a table of its own named after the fold
-and its version; a fold with a new version starts empty beside the old one.
+A read model has one live generation, which everybody reads, and at most one beside it: one that is being
+rebuilt, or the one that was live before. Which is which stands in one row. A reader looks at that row and
+at the states in one snapshot, so a switch is seen whole or not at all.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, TypedDict
 
-from eventsourcing.errors import CursorAheadError
-from eventsourcing.folds import (
-    ADMIN_MIGRATIONS,
-    EVENT_STATISTICS,
-    USER_MIGRATIONS,
-    Counted,
-    DurableFold,
-    State,
-)
-from eventsourcing.query import EventQuery
+from eventsourcing.errors import NotFoundError
+from eventsourcing.folds import ADMIN_MIGRATIONS, EVENT_STATISTICS, USER_MIGRATIONS, DurableFold, State
+from eventsourcing.generations import Generation
 from eventsourcing.statistics import (
     MIGRATION_STATISTICS,
     SEPARATOR,
@@ -29,167 +22,158 @@ from eventsourcing.statistics import (
     merge,
     split_key,
 )
-from eventsourcing.storage.base import CHECKPOINTS, StateTable, StateTransaction, Storage
-from eventsourcing.storage.tallies import Tally, TallyQuery
-from eventsourcing.upcasting import VERSIONED
+from eventsourcing.storage.base import StateTable, StateTransaction, Storage
+from eventsourcing.storage.tallies import TallyQuery
 
-BATCH = 5_000
-"""How many events one transaction applies at most."""
-
-COUNTED = 250_000
-"""How many positions one transaction counts at most."""
+READ_MODEL_ROWS = StateTable("read-models")
+"""Key: the name of the read model. Value: Row."""
 
 FEW = 10_000
 """How many events a call for the statistics counts at most where a read model keeps up or callers ask."""
 
 MAX_POSITION = 2**63 - 1
 
-REST_S = 0.02
-"""How long a read model that keeps up lets events gather."""
+
+class Row(TypedDict):
+    """Which generations a read model has. `live` and `beside`: {number, fold_version, state, …}, where the
+    state of `live` is "live"; `next` numbers the next one; `refused` is the fold version that an operator
+    switched away from, which no worker takes up again by itself."""
+
+    live: dict[str, Any]
+    beside: dict[str, Any] | None
+    next: int
+    refused: int | None
 
 
 class ReadModel:
-    """The durable form of one fold."""
+    """The durable form of one fold, under the fold's name."""
+
+    generation_type: type[Generation] = Generation
 
     def __init__(self, fold: DurableFold) -> None:
-        self.fold = fold
-        self.table = StateTable(f"{fold.name}.v{fold.version}")
-        self.checkpoint_key = f"read-model/{self.table.name}"
+        self.fold, self.name = fold, fold.name
+        self.first = self.generation_type(fold, 1, fold.version)
+        self.lease = f"read-model/{fold.name}"
+
+    @property
+    def table(self) -> StateTable:
+        """The states of the generation that an installation begins with."""
+        return self.first.table
+
+    def generation(self, place: dict[str, Any]) -> Generation:
+        """The generation that a row's `live` or `beside` names."""
+        return self.generation_type(self.fold, place["number"], place["fold_version"])
+
+    async def row(self, transaction: StateTransaction, *, lock: bool = False) -> Row:
+        """Which generations there are; in a new installation the first one alone. `lock` writes that down
+        and keeps others from changing it until the transaction ends."""
+        found: Row | None = await transaction.get(READ_MODEL_ROWS, self.name, lock=lock)
+        if found is None:
+            first = {"number": 1, "fold_version": self.fold.version, "state": "live"}
+            found = Row(live=first, beside=None, next=2, refused=None)
+            if lock and not await transaction.add(READ_MODEL_ROWS, self.name, found):
+                found = await transaction.get(READ_MODEL_ROWS, self.name, lock=True)
+                assert found is not None, "somebody else has just written it"
+        return found
+
+    async def live_in(self, transaction: StateTransaction) -> Generation:
+        """The generation that is read now."""
+        return self.generation((await self.row(transaction))["live"])
+
+    async def live(self, storage: Storage) -> Generation:
+        """The generation that is read now; from the first use on it is written down which that is."""
+        async with storage.transaction() as transaction:
+            if await transaction.get(READ_MODEL_ROWS, self.name) is None:
+                await self.row(transaction, lock=True)
+            return await self.live_in(transaction)
 
     async def position(self, storage: Storage) -> int:
-        """Up to where events are applied; 0 before the first."""
-        async with storage.transaction() as transaction:
-            return await self._position(transaction)
-
-    async def keep_up(self, storage: Storage) -> None:
-        """Apply what is stored and what comes, until cancelled."""
-        pause = REST_S
-        while True:
-            before = await self.position(storage)
-            position = await self.catch_up(storage)
-            pause = REST_S if position > before else min(pause * 2, 0.25)
-            if await storage.wait(position, timeout_s=1.0):
-                await asyncio.sleep(pause)  # longer while what was drawn is not committed
+        """Up to where events are applied in what is read; 0 before the first."""
+        async with storage.transaction(snapshot=True) as transaction:
+            return await (await self.live_in(transaction)).position_in(transaction)
 
     async def catch_up(self, storage: Storage) -> int:
         """Apply everything up to the horizon, batch by batch; return the position that is reached.
 
-        Raises CursorAheadError when the checkpoint lies above the store's head.
+        A live generation of another version of the fold stays where it is: what this code makes of the
+        events is rebuilt beside it (rebuilds). Raises CursorAheadError when the checkpoint lies above
+        the store's head.
         """
-        horizon = await storage.horizon()
-        done = await self.position(storage)
-        if done > horizon and done > (head := await storage.head()):
-            raise CursorAheadError(done, head)
-        while done < horizon:
-            done = await self._advance(storage, done, horizon)
-        return done
+        live = await self.live(storage)
+        return await live.catch_up(storage) if live.is_current else await live.position(storage)
 
-    async def _advance(self, storage: Storage, done: int, horizon: int) -> int:
-        """Apply one batch behind the checkpoint; return where the checkpoint stands, whoever moved it."""
-        plain, counted = self._split()
-        upto = horizon if counted is None else min(horizon, done + COUNTED)
-        tallies: list[Tally] = []
-        if plain is not None:
-            query = EventQuery(event_types=plain, after_position=done, to_position=upto, limit=BATCH)
-            async for batch in storage.read(query, batch_size=BATCH):
-                tallies += [Tally(event, 1) for event in batch]
-            upto = tallies[-1].event.position if len(tallies) == BATCH else upto
-        if counted is not None:
-            tallies += await storage.tally(TallyQuery(done, upto, counted.types, counted.field))
-        return await self._apply(storage, tallies, done, upto)
+    @asynccontextmanager
+    async def reading(self, storage: Storage) -> AsyncIterator[tuple[StateTransaction, Generation]]:
+        """The live generation and a transaction that sees it as it is at this moment."""
+        async with storage.transaction(snapshot=True) as transaction:
+            yield transaction, await self.live_in(transaction)
 
-    def _split(self) -> tuple[tuple[str, ...] | None, Counted | None]:
-        """What to read one by one (None: nothing, (): everything), and what to count.
-
-        A payload with several versions is read: its fields show only after the upcast.
-        """
-        types, counted = self.fold.types, self.fold.counted
-        if counted is not None and counted.types is None:
-            return None, counted
-        if types is None or counted is None or counted.types is None:
-            return tuple(sorted(types or ())), None
-        apart = counted.types if counted.field is None else counted.types - VERSIONED
-        return tuple(sorted(types - apart)) or None, Counted(apart, counted.field) if apart else None
-
-    async def _apply(self, storage: Storage, tallies: Sequence[Tally], done: int, upto: int) -> int:
-        """Apply what lies above `done` and move the checkpoint to `upto`; both, or neither when another
-        process moved it meanwhile. Return where it stands."""
-        async with storage.transaction() as transaction:
-            position = await self._position(transaction, lock=True)
-            if position != done:
-                return position
-            keyed = [(key, tally) for tally in tallies if (key := self.fold.key(tally.event)) is not None]
-            states = await transaction.get_many(self.table, list({key for key, _ in keyed})) if keyed else {}
-            for key, (event, times) in keyed:
-                state = states.get(key)
-                if state is None:
-                    state = states[key] = self.fold.initial()
-                self.fold.apply(state, event, times)
-            if states:
-                await transaction.put_many(self.table, states)
-                await self._index(transaction, states)
-            await transaction.put(CHECKPOINTS, self.checkpoint_key, {"position": upto})
-            return upto
-
-    async def state_at(self, storage: Storage, key: str) -> tuple[int, State]:
-        """The state of one key, and the position up to which it is complete."""
-        async with storage.transaction() as transaction:
-            position = await self._position(transaction, lock=True)  # so that no batch commits in between
-            return position, await transaction.get(self.table, key) or self.fold.initial()
-
-    async def _position(self, transaction: StateTransaction, *, lock: bool = False) -> int:
-        checkpoint = await transaction.get(CHECKPOINTS, self.checkpoint_key, lock=lock)
-        if checkpoint is None and lock:  # a row that is not there cannot be locked
-            await transaction.add(CHECKPOINTS, self.checkpoint_key, {"position": 0})
-            checkpoint = await transaction.get(CHECKPOINTS, self.checkpoint_key, lock=True)
-        return checkpoint["position"] if checkpoint else 0
-
-    async def _index(self, transaction: StateTransaction, states: dict[str, State]) -> None:
-        """Keep what finds states by another key; a plain fold needs nothing."""
+    async def page(
+        self, storage: Storage, *, after: str | None = None, limit: int = 1000
+    ) -> list[tuple[str, State]]:
+        """The next states beyond a key, in byte order of their keys."""
+        async with self.reading(storage) as (transaction, live):
+            return await transaction.scan(live.table, after=after, limit=limit)
 
 
-class MigrationStatistics(ReadModel):
-    """The durable statistics of migrations; parts are found by subject and by correlation."""
+class StatisticsGeneration(Generation):
+    """Parts of migrations' statistics, found by subject and by correlation."""
 
-    def __init__(self) -> None:
-        super().__init__(MIGRATION_STATISTICS)
-        self._by_correlation = StateTable(f"{self.table.name}.by-correlation")
+    @property
+    def by_correlation(self) -> StateTable:
+        """Key: correlation, separator, subject. The values mean nothing."""
+        return StateTable(f"{self.table.name}.by-correlation")
 
-    async def stats(self, storage: Storage, migration_id: str) -> dict[str, Any]:
-        """One migration's statistics; {} for an unknown id."""
-        async with storage.transaction() as transaction:
-            return await self._stats(transaction, migration_id)
+    @property
+    def tables(self) -> tuple[StateTable, ...]:
+        return self.table, self.by_correlation
 
-    async def all_stats(self, storage: Storage) -> dict[str, dict[str, Any]]:
-        """The statistics of every migration, by id."""
-        found: dict[str, dict[str, Any]] = {}
-        async with storage.transaction() as transaction:
-            async for subject in _subjects(transaction, self.table):
-                stats = await self._stats(transaction, subject)
-                if stats:
-                    found[subject] = stats
-        return found
-
-    async def _stats(self, transaction: StateTransaction, migration_id: str) -> dict[str, Any]:
-        own = dict(await _scan_all(transaction, self.table, migration_id + SEPARATOR))
-        if not is_migration(own.values()):
-            return {}
-        for link in links(own.values()):
-            found = await _scan_all(transaction, self._by_correlation, link + SEPARATOR)
-            keys = [f"{split_key(key)[1]}{SEPARATOR}{link}" for key, _ in found]
-            own.update(await transaction.get_many(self.table, keys))
-        return merge(own.values())
-
-    async def _index(self, transaction: StateTransaction, states: dict[str, State]) -> None:
+    async def index(self, transaction: StateTransaction, states: dict[str, State]) -> None:
         pairs = [split_key(key) for key in states]
         entries: dict[str, State] = {
             f"{correlation}{SEPARATOR}{subject}": {} for subject, correlation in pairs if correlation
         }
         if entries:
-            await transaction.put_many(self._by_correlation, entries)
+            await transaction.put_many(self.by_correlation, entries)
 
 
-async def _subjects(transaction: StateTransaction, table: StateTable) -> Any:
+class MigrationStatistics(ReadModel):
+    """The durable statistics of migrations."""
+
+    generation_type = StatisticsGeneration
+
+    def __init__(self) -> None:
+        super().__init__(MIGRATION_STATISTICS)
+
+    async def stats(self, storage: Storage, migration_id: str) -> dict[str, Any]:
+        """One migration's statistics; {} for an unknown id."""
+        async with self.reading(storage) as (transaction, live):
+            return await _stats(transaction, live, migration_id)
+
+    async def all_stats(self, storage: Storage) -> dict[str, dict[str, Any]]:
+        """The statistics of every migration, by id."""
+        found: dict[str, dict[str, Any]] = {}
+        async with self.reading(storage) as (transaction, live):
+            async for subject in _subjects(transaction, live.table):
+                stats = await _stats(transaction, live, subject)
+                if stats:
+                    found[subject] = stats
+        return found
+
+
+async def _stats(transaction: StateTransaction, live: Generation, migration_id: str) -> dict[str, Any]:
+    assert isinstance(live, StatisticsGeneration), "the statistics have generations of their own"
+    own = dict(await _scan_all(transaction, live.table, migration_id + SEPARATOR))
+    if not is_migration(own.values()):
+        return {}
+    for link in links(own.values()):
+        found = await _scan_all(transaction, live.by_correlation, link + SEPARATOR)
+        keys = [f"{split_key(key)[1]}{SEPARATOR}{link}" for key, _ in found]
+        own.update(await transaction.get_many(live.table, keys))
+    return merge(own.values())
+
+
+async def _subjects(transaction: StateTransaction, table: StateTable) -> AsyncIterator[str]:
     """Every subject once, skipping from one to the next."""
     after: str | None = None
     while rows := await transaction.scan(table, after=after, limit=1):
@@ -222,16 +206,34 @@ READ_MODELS: tuple[ReadModel, ...] = (
 """What a worker keeps up to date."""
 
 
+def read_model(name: str, models: Iterable[ReadModel] = READ_MODELS) -> ReadModel:
+    """The read model of a name. Raises NotFoundError."""
+    for model in models:
+        if model.name == name:
+            return model
+    raise NotFoundError("read model", name)
+
+
 async def current_event_statistics(storage: Storage) -> dict[str, Any]:
     """The event statistics as of now: the fold up to its checkpoint, then what was committed since.
 
     A checkpoint far behind is moved first, so that what is counted at each call stays small. Raises
     CursorAheadError when it lies above the store's head.
     """
-    position, state = await EVENT_STATISTICS_MODEL.state_at(storage, "all")
+    position, state = await _event_statistics(storage)
     if not 0 <= await storage.head() - position <= FEW:
         await EVENT_STATISTICS_MODEL.catch_up(storage)
-        position, state = await EVENT_STATISTICS_MODEL.state_at(storage, "all")
+        position, state = await _event_statistics(storage)
     for event, times in await storage.tally(TallyQuery(position, MAX_POSITION)):
         EVENT_STATISTICS.apply(state, event, times)
     return state
+
+
+async def _event_statistics(storage: Storage) -> tuple[int, State]:
+    """The state of the statistics, and up to where it is complete: from nothing where another version of
+    the fold made what is stored."""
+    async with EVENT_STATISTICS_MODEL.reading(storage) as (transaction, live):
+        if live.is_current:
+            state = await live.state_in(transaction, "all")
+            return await live.position_in(transaction), state or EVENT_STATISTICS.initial()
+    return 0, EVENT_STATISTICS.initial()

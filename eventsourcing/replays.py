@@ -1,15 +1,14 @@
 """Replays with a name: each has a durable row with its request, state, progress and result.
 
 States: pending → running → completed, failed or cancelled. A running row whose heartbeat is older than
-15 s reads as interrupted: its process died.
+15 s reads as interrupted: its process died. What was interrupted, failed or cancelled can be resumed: the
+row is pending again, with what was done, and goes on behind its position. A row has one owner at a time:
+a process that was taken for dead cannot write into it any more.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -17,13 +16,12 @@ from pydantic import ConfigDict, model_validator
 
 from eventsourcing.canonical import decode, encode
 from eventsourcing.config import EventReplayConfig
-from eventsourcing.errors import NotFoundError
+from eventsourcing.errors import BusyError, NotFoundError, StateForbidsError
 from eventsourcing.events import EventTypeName, Identifier, UtcDatetime
-from eventsourcing.plugins import replay_handlers
+from eventsourcing.heartbeats import is_stale
 from eventsourcing.query import EventQuery
-from eventsourcing.replay import EventReplay, ReplayResult
-from eventsourcing.storage.base import StateTable, Storage
-from eventsourcing.store import EventStore
+from eventsourcing.replay import ReplayResult
+from eventsourcing.storage.base import StateTable, StateTransaction, Storage
 
 REPLAYS = StateTable("replays")
 """Key: second of the start and count within it, so that keys sort by age. Value: the row."""
@@ -33,9 +31,8 @@ REPLAYS_BY_TOKEN = StateTable("replays-by-token")
 
 _TOKEN_KEPT_S = 86_400.0
 SHOWN_ERRORS = 100
-BEAT_S = 3.0
-STALE_AFTER = timedelta(seconds=15)
 UNFINISHED = ("pending", "running")
+RESUMABLE = ("interrupted", "failed", "cancelled")
 
 _NEEDED = {"aggregate": "aggregate_id", "type": "event_types", "correlation": "correlation_id"}
 
@@ -57,13 +54,22 @@ class ReplayRequest(EventReplayConfig):
     """Names of handlers; without it every replayable one."""
     dry_run: bool = False
     """Read and count, call no handler."""
+    from_snapshot: bool = False
+    """Of an aggregate: begin behind its newest snapshot, if every handler can take its state over."""
 
     @model_validator(mode="after")
     def _own_filter_given(self) -> ReplayRequest:
         needed = _NEEDED.get(self.replay_type)
         if needed is not None and not getattr(self, needed):
             raise ValueError(f"{needed} is required for replay_type {self.replay_type!r}")
+        if self.from_snapshot and self.replay_type != "aggregate":
+            raise ValueError("from_snapshot is for replay_type 'aggregate'")
         return self
+
+    @property
+    def is_unfiltered(self) -> bool:
+        """Whether it selects everything, so that its states can be held against the live ones."""
+        return self.replay_type == "all" and self.from_timestamp is None and self.to_timestamp is None
 
     def query(self) -> EventQuery:
         """The events that the request selects."""
@@ -85,7 +91,7 @@ class ReplayJournal:
     """The rows of all replays."""
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+        self.storage = storage
 
     async def create(self, request: ReplayRequest, token: UUID | None = None) -> str:
         """Write a pending row; return its id `replay_%Y%m%d_%H%M%S_{n}`, unique across processes.
@@ -104,10 +110,10 @@ class ReplayJournal:
                 "status": "pending",
                 "replay_type": request.replay_type,
                 "request": request.model_dump(mode="json"),
-                **_progress(ReplayResult()),
+                **progress_fields(ReplayResult()),
                 "start_time": datetime.now(UTC),
             }
-            async with self._storage.transaction() as transaction:
+            async with self.storage.transaction() as transaction:
                 if await transaction.add(REPLAYS, _key(replay_id), row):
                     if token is not None:
                         await transaction.put(REPLAYS_BY_TOKEN, token.hex, {"replay_id": replay_id})
@@ -116,36 +122,33 @@ class ReplayJournal:
             count += 1
 
     async def _made_by(self, token: UUID) -> str | None:
-        async with self._storage.transaction() as transaction:
+        async with self.storage.transaction() as transaction:
             made: dict[str, str] | None = await transaction.get(REPLAYS_BY_TOKEN, token.hex)
         return None if made is None else made["replay_id"]
 
     async def get(self, replay_id: str) -> dict[str, Any] | None:
         """The row, or None."""
-        async with self._storage.transaction() as transaction:
+        async with self.storage.transaction() as transaction:
             row = await transaction.get(REPLAYS, _key(replay_id))
         return None if row is None else _as_seen(row)
 
     async def page(self, *, before: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """The next rows older than the replay `before`, newest first."""
         after = _key(before) if before is not None else None
-        async with self._storage.transaction() as transaction:
+        async with self.storage.transaction() as transaction:
             rows = await transaction.scan(REPLAYS, after=after, limit=limit, backwards=True)
         return [_as_seen(row) for _, row in rows]
 
     async def update(self, replay_id: str, **fields: Any) -> dict[str, Any]:
         """Change fields of a row; return it. Raises NotFoundError."""
-        async with self._storage.transaction() as transaction:
-            row = await transaction.get(REPLAYS, _key(replay_id), lock=True)
-            if row is None:
-                raise NotFoundError("replay", replay_id)
-            row = decode(encode({**row, **fields}))
+        async with self.storage.transaction() as transaction:
+            row = _plain({**await self._locked(transaction, replay_id), **fields})
             await transaction.put(REPLAYS, _key(replay_id), row)
         return _as_seen(row)
 
     async def request_cancel(self, replay_id: str) -> bool:
         """Ask a replay to stop, at once when it has not begun; False when it is not running."""
-        async with self._storage.transaction() as transaction:
+        async with self.storage.transaction() as transaction:
             row = await transaction.get(REPLAYS, _key(replay_id), lock=True)
             if row is None or _as_seen(row)["status"] not in UNFINISHED:
                 return False
@@ -155,88 +158,105 @@ class ReplayJournal:
             await transaction.put(REPLAYS, _key(replay_id), row)
         return True
 
+    async def resume(self, replay_id: str) -> dict[str, Any]:
+        """Make a replay that ended early pending again, to be run on from where it is; return the row.
 
-async def run_replay(
-    store: EventStore,
-    replay_id: str,
-    *,
-    should_stop: Callable[[], Awaitable[bool]] | None = None,
-    on_progress: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    """Run the replay of a row into states of its own; keep the row up to date; return it at its end.
-
-    Raises NotFoundError for no such row. A replay that is not pending is returned as it is.
-    """
-    journal = ReplayJournal(store.storage)
-    row = await journal.get(replay_id)
-    if row is None:
-        raise NotFoundError("replay", replay_id)
-    if row["status"] != "pending":
+        Raises NotFoundError, and StateForbidsError unless it is interrupted, failed or cancelled; then
+        nothing has changed.
+        """
+        async with self.storage.transaction() as transaction:
+            row = await self._locked(transaction, replay_id)
+            status = _as_seen(row)["status"]
+            if status not in RESUMABLE:
+                raise StateForbidsError("replay", replay_id, status)
+            row.update(status="pending", owner=None, cancel_requested=False, failure=None, end_time=None)
+            row["resumed"] = row.get("resumed", 0) + 1
+            await transaction.put(REPLAYS, _key(replay_id), row)
         return row
-    request = ReplayRequest.model_validate(row["request"])
-    replay = EventReplay(store, request)
-    if not request.dry_run:
-        for handler in replay_handlers(request.handlers):
-            replay.add_handler(handler.fresh(), force=request.handlers is not None)
-    await journal.update(replay_id, status="running", heartbeat_at=datetime.now(UTC))
 
-    async def report(result: ReplayResult) -> bool:
-        now = await journal.update(replay_id, heartbeat_at=datetime.now(UTC), **_progress(result))
-        if on_progress is not None:
-            on_progress(now)
-        return not now.get("cancel_requested") and not (should_stop is not None and await should_stop())
+    async def take(self, replay_id: str, owner: str) -> dict[str, Any] | None:
+        """Begin the work on a pending replay, from now on ours; None when it is not pending.
 
-    try:
-        async with _beating(journal, replay_id):
-            result = await replay.replay(request.query(), report=report)
-    except BaseException as error:
-        status = "failed" if isinstance(error, Exception) else "interrupted"
-        await journal.update(replay_id, status=status, failure=str(error), end_time=datetime.now(UTC))
-        raise
-    status = "completed"
-    if result.stopped:
-        status = "failed" if result.failed_events and request.stop_on_error else "cancelled"
-    return await journal.update(replay_id, status=status, **_progress(result))
+        Raises NotFoundError.
+        """
+        async with self.storage.transaction() as transaction:
+            row = await self._locked(transaction, replay_id)
+            if row["status"] != "pending":
+                return None
+            row.update(status="running", owner=owner, heartbeat_at=datetime.now(UTC))
+            taken = _plain(row)
+            await transaction.put(REPLAYS, _key(replay_id), taken)
+        return taken
 
+    async def write(
+        self, transaction: StateTransaction, replay_id: str, owner: str, **fields: Any
+    ) -> dict[str, Any]:
+        """Change fields of our row in a transaction of ours. Raises BusyError when it has another owner."""
+        row = await self._locked(transaction, replay_id)
+        if row.get("owner") != owner or row["status"] != "running":
+            raise BusyError(f"replay {replay_id!r} was taken over by another process, or ended")
+        changed = _plain({**row, **fields, "heartbeat_at": datetime.now(UTC)})
+        await transaction.put(REPLAYS, _key(replay_id), changed)
+        return changed
 
-@asynccontextmanager
-async def _beating(journal: ReplayJournal, replay_id: str) -> AsyncIterator[None]:
-    """Keep the row's heartbeat going, however long a batch or the pause after it takes."""
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
-            await journal.update(replay_id, heartbeat_at=datetime.now(UTC))
-
-    beating = asyncio.create_task(beat(), name=f"heartbeat of {replay_id}")
-    try:
-        yield
-    finally:
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
+    async def _locked(self, transaction: StateTransaction, replay_id: str) -> dict[str, Any]:
+        row: dict[str, Any] | None = await transaction.get(REPLAYS, _key(replay_id), lock=True)
+        if row is None:
+            raise NotFoundError("replay", replay_id)
+        return row
 
 
-def _progress(result: ReplayResult) -> dict[str, Any]:
-    rate = result.total_events / result.duration if result.duration > 0 else 0.0
+def progress_fields(result: ReplayResult) -> dict[str, Any]:
+    """What the row says of a result: rate in events a second of work, eta in seconds."""
+    rate = result.total_events / result.worked_s if result.worked_s > 0 else 0.0
     left = 100.0 - result.progress
-    eta = result.duration * left / result.progress if result.progress and result.end_time is None else None
+    under_way = result.progress and result.end_time is None
     return {
         **result.to_dict(),
         "errors": result.errors[:SHOWN_ERRORS],
-        "error_count": len(result.errors),
+        "error_count": result.error_count,
         "progress": result.progress,
+        "horizon": result.horizon,
+        "worked_s": result.worked_s,
+        "stopping_errors": result.stopping_errors,
         "rate": rate,
-        "eta": eta,
+        "eta": result.worked_s * left / result.progress if under_way else None,
     }
+
+
+def result_of(row: dict[str, Any]) -> ReplayResult | None:
+    """The result so far of a row that was begun before, to be carried on; None of one that was not.
+
+    The event that ended it is no longer counted: it is the next one.
+    """
+    if not row.get("horizon"):
+        return None
+    ended_by = row["stopping_errors"]
+    return ReplayResult(
+        start_time=datetime.fromisoformat(row["start_time"]),
+        total_events=row["total_events"] - bool(ended_by),
+        processed_events=row["processed_events"],
+        failed_events=row["failed_events"] - bool(ended_by),
+        errors=[error for error in row["errors"] if error not in ended_by],
+        error_count=row["error_count"] - len(ended_by),
+        position=row["position"],
+        horizon=row["horizon"],
+        worked_s=row["worked_s"],
+        from_snapshot=row["from_snapshot"],
+    )
 
 
 def _as_seen(row: dict[str, Any]) -> dict[str, Any]:
     """The row, interrupted when its process stopped beating."""
-    beat = row.get("heartbeat_at")
-    running = row["status"] == "running" and beat is not None
-    if running and datetime.now(UTC) - datetime.fromisoformat(str(beat)) > STALE_AFTER:
+    if row["status"] == "running" and is_stale(row.get("heartbeat_at")):
         return {**row, "status": "interrupted"}
     return row
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as it reads once it is stored."""
+    plain: dict[str, Any] = decode(encode(row))
+    return plain
 
 
 def _key(replay_id: str) -> str:

@@ -120,7 +120,11 @@ def read_newest(fields: dict[str, Any]) -> None:
         fields["data"] = lineage.upcast(fields["data"], version)
     except ValueError as error:
         raise UpcastError(
-            fields["event_id"], event_type=lineage.event_type, version=version, reason=str(error)
+            fields["event_id"],
+            event_type=lineage.event_type,
+            version=version,
+            reason=str(error),
+            fields=fields,
         ) from error
     fields["metadata"] = {**metadata, SCHEMA_VERSION: lineage.newest}
 

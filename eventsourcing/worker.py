@@ -9,6 +9,7 @@ from eventsourcing.handlers import AuditEventHandler, EventHandler, Notification
 from eventsourcing.plugins import registered_handlers
 from eventsourcing.readmodels import READ_MODELS
 from eventsourcing.supervision import lead
+from eventsourcing.upkeep import keep_up
 
 OWN_HANDLERS: tuple[tuple[EventHandler, str], ...] = (
     (NotificationEventHandler(), "notifications"),
@@ -38,8 +39,8 @@ async def run_worker(system: System, stop: asyncio.Event) -> None:
     storage = system.store.storage
     folds = [
         asyncio.create_task(
-            lead(storage, model.checkpoint_key, lambda model=model: model.keep_up(storage)),  # type: ignore[misc]  # bound here
-            name=model.checkpoint_key,
+            lead(storage, model.lease, lambda model=model: keep_up(storage, model)),  # type: ignore[misc]  # bound here
+            name=model.lease,
         )
         for model in READ_MODELS
     ]

@@ -180,8 +180,12 @@ class StateTransaction(Protocol):
 class StateStorage(Protocol):
     """Keyed states with transactions, and leases that one process holds at a time."""
 
-    def transaction(self) -> AbstractAsyncContextManager[StateTransaction]:
-        """A transaction: committed on a clean exit, undone on an exception."""
+    def transaction(self, *, snapshot: bool = False) -> AbstractAsyncContextManager[StateTransaction]:
+        """A transaction: committed on a clean exit, undone on an exception.
+
+        With `snapshot` all its reads see the states of one moment, whatever commits meanwhile; what it
+        changes must be its own. Without it each read sees what is committed by then.
+        """
 
     def lease(self, name: str) -> AbstractAsyncContextManager[bool]:
         """Try to become the one holder of a name; True when it is ours. Dies with the process."""

@@ -182,7 +182,7 @@ class InMemoryStorage:
             return False
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[StateTransaction]:
+    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[StateTransaction]:  # noqa: ARG002 - one at a time
         """See StateStorage.transaction."""
         async with self._state_lock:
             transaction = _InMemoryTransaction(self._states, self._changed)

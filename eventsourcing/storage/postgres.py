@@ -273,11 +273,11 @@ class PostgresStorage:
         return cast(int, await self.pool.fetchval(_EVENTS[name], *values))
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[StateTransaction]:
+    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[StateTransaction]:
         """See StateStorage.transaction."""
         async with self.pool.acquire() as connection:
             with translated():
-                transaction = connection.transaction()
+                transaction = connection.transaction(isolation="repeatable_read" if snapshot else None)
                 await transaction.start()
             try:
                 yield PostgresTransaction(connection)

@@ -13,7 +13,8 @@ from eventsourcing.process_checks import check_process
 from eventsourcing.process_models import process_model
 from eventsourcing.query import EventQuery
 from eventsourcing.replay import EventReplay, require_events
-from eventsourcing.replays import ReplayJournal, ReplayRequest, run_replay
+from eventsourcing.replay_runs import run_replay
+from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.snapshots import newest_snapshot
 from pipelines.config import ReplayConfig, SequenceConfig, SnapshotConfig, SnapshotsConfig
 from pipelines.ops.reports import Metadata, plotted, result_metadata, rows_metadata, value_metadata

@@ -22,7 +22,7 @@ from api import event_service, replay_service
 from api.jobs import RESULTS
 from eventsourcing import EventSourcingError, EventStore, NotFoundError, Settings
 from eventsourcing.replay import EventReplay, require_events
-from eventsourcing.replays import run_replay
+from eventsourcing.replay_runs import run_replay
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
 

@@ -12,7 +12,7 @@ from functools import partial
 from eventsourcing import EventStore, MigrationStartedEvent, UserMigratedEvent
 from eventsourcing.folds import State
 from eventsourcing.readmodels import EVENT_STATISTICS_MODEL, READ_MODELS, ReadModel
-from eventsourcing.storage.base import CHECKPOINTS, StateTable
+from eventsourcing.storage.base import CHECKPOINTS
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.storage.postgres_rows import recorded_event
 from tests.benchmarks.measure import Report, bench_server, bench_store, compared, conditions, percentiles
@@ -58,8 +58,8 @@ async def fill(store: EventStore, count: int) -> None:
 async def rebuild(storage: PostgresStorage, model: ReadModel) -> float:
     """Events a second from an empty read model to the head, states and checkpoints committed."""
     async with storage.transaction() as transaction:
-        await transaction.delete(CHECKPOINTS, model.checkpoint_key)
-    tables = [name.name for name in vars(model).values() if isinstance(name, StateTable)]
+        await transaction.delete(CHECKPOINTS, model.first.checkpoint_key)
+    tables = [table.name for table in model.first.tables]
     await storage.pool.driver.execute("DELETE FROM states WHERE table_name = ANY($1)", tables)
     began = time.perf_counter()
     await model.catch_up(storage)
@@ -83,7 +83,7 @@ async def bare_loop(storage: PostgresStorage, model: ReadModel) -> float:
 async def note_statistics(report: Report, store: EventStore, storage: PostgresStorage) -> None:
     """What `get_event_stats` costs when nobody counted anything yet, and then again and again."""
     async with storage.transaction() as transaction:
-        await transaction.delete(CHECKPOINTS, EVENT_STATISTICS_MODEL.checkpoint_key)
+        await transaction.delete(CHECKPOINTS, EVENT_STATISTICS_MODEL.first.checkpoint_key)
         await transaction.delete(EVENT_STATISTICS_MODEL.table, "all")
     took = []
     for _ in range(CALLS + 1):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eventsourcing import BaseEvent, CursorAheadError, EventStore, EventType, RecordedEvent, upcasting
-from eventsourcing import readmodels as module
+from eventsourcing import generations as module
 from eventsourcing.folds import DurableFold, State, fold_events
 from eventsourcing.lag import lags
 from eventsourcing.readmodels import (
@@ -22,6 +22,7 @@ from eventsourcing.storage.base import CHECKPOINTS, StateTable
 from eventsourcing.storage.tallies import TallyQuery
 from eventsourcing.testing import a_migration
 from eventsourcing.upcasting import Lineage
+from eventsourcing.upkeep import keep_up
 from tests.conformance.waiting import eventually
 from tests.factories import NOON, draft
 
@@ -141,7 +142,7 @@ async def test_callers_that_catch_up_together_count_everything_once(store: Event
 
 
 async def test_a_read_model_keeps_up_with_what_comes(store: EventStore) -> None:
-    keeping = [asyncio.create_task(model.keep_up(store.storage)) for model in READ_MODELS]
+    keeping = [asyncio.create_task(keep_up(store.storage, model)) for model in READ_MODELS]
     try:
         for number in range(5):
             await store.append_events(a_migration(f"m-{number}"))
@@ -159,7 +160,7 @@ async def test_planted_a_checkpoint_set_back_counts_twice_and_is_noticed(store: 
     await store.append_events(a_migration())
     await EVENT_STATISTICS_MODEL.catch_up(store.storage)
     async with store.storage.transaction() as transaction:
-        await transaction.put(CHECKPOINTS, EVENT_STATISTICS_MODEL.checkpoint_key, {"position": 0})
+        await transaction.put(CHECKPOINTS, EVENT_STATISTICS_MODEL.first.checkpoint_key, {"position": 0})
     await EVENT_STATISTICS_MODEL.catch_up(store.storage)
 
     with pytest.raises(AssertionError):
@@ -170,7 +171,7 @@ async def test_a_checkpoint_above_the_head_is_an_error_never_nothing_new(store: 
     await store.append_events(a_migration())
     async with store.storage.transaction() as transaction:
         for model in READ_MODELS:
-            await transaction.put(CHECKPOINTS, model.checkpoint_key, {"position": 1000})
+            await transaction.put(CHECKPOINTS, model.first.checkpoint_key, {"position": 1000})
 
     for model in READ_MODELS:
         with pytest.raises(CursorAheadError):
@@ -182,7 +183,7 @@ async def test_a_checkpoint_above_the_head_is_an_error_never_nothing_new(store: 
 async def test_statistics_count_a_long_tail_at_once_and_keep_what_they_counted(
     store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FEW", 50)
+    monkeypatch.setattr("eventsourcing.readmodels.FEW", 50)
     await store.append_events([draft(f"order-{n}") for n in range(200)])
     assert (await store.get_event_stats())["total_events"] == 200
     assert await EVENT_STATISTICS_MODEL.position(store.storage) == 200, "a long tail is counted once"

@@ -20,7 +20,8 @@ from eventsourcing.events import BaseEvent
 from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import MIGRATION_STATISTICS_MODEL
 from eventsourcing.replay import ReplayResult
-from eventsourcing.replays import ReplayJournal, ReplayRequest, run_replay
+from eventsourcing.replay_runs import run_replay
+from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.snapshots import newest_snapshot
 from eventsourcing.testing import InMemoryHandler, InMemoryNotifications, a_migration
 
@@ -176,7 +177,8 @@ async def test_a_pending_replay_is_cancelled_at_once_and_an_ended_one_not_at_all
 async def test_a_replay_that_pauses_long_keeps_its_heartbeat(
     migrated: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventsourcing.replays.BEAT_S", 0.01)
+    monkeypatch.setattr("eventsourcing.replay_runs.BEAT_S", 0.01)
+    monkeypatch.setattr("eventsourcing.replay_runs.WATCH_S", 0.01)
     journal = ReplayJournal(migrated.storage)
     replay_id = await journal.create(
         ReplayRequest(replay_type="all", batch_size=8, delay_between_batches=0.3, dry_run=True)
