@@ -250,15 +250,22 @@ class _Unread:
         row = None if event is None else event._row
         if row is None:
             raise AttributeError(self._name)  # no class has a field; nor has a record that was built without
-        value = self.made(row)
-        if self._make is decode:  # once: whoever changes a payload changes what the next one reads
+        make = self._make
+        if make is None:
+            return row[self._place]
+        value = make(row[self._place])
+        if make is decode:  # once: whoever changes a payload changes what the next one reads
             _get_fields(event)[self._name] = value
         return value
 
 
-_TYPES: dict[str, str] = {member.value: member for member in EventType}
+class _Types(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        return name
+
+
 _MAKERS: dict[str, Callable[[Any], Any]] = {
-    "event_type": lambda name: _TYPES.get(name, name),
+    "event_type": _Types((member.value, member) for member in EventType).__getitem__,
     # The driver gives the first and the last moment there is without a zone.
     "timestamp": lambda moment: moment if moment.tzinfo else utc(moment),
     "metadata": decode,
