@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -90,27 +89,22 @@ def running(database_url: str, **settings: str) -> Iterator[ServiceProcess]:
         service.stop()
 
 
-async def raw(port: int, sent: bytes, *, wait_s: float = 5.0, host: str = "127.0.0.1") -> bytes:
-    """Send bytes as they are, and return what came back until the connection closed or time was up."""
-    reader, writer = await asyncio.open_connection(host, port)
+async def raw(port: int, sent: bytes, *, wait_s: float = 5.0) -> bytes:
+    """Send bytes as they are, and return what came back until it was whole, the end, or time was up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = bytearray()
-    with suppress(ConnectionError, TimeoutError):
-        writer.write(sent)
-        async with asyncio.timeout(wait_s):
-            while piece := await reader.read(65536):
-                received += piece
-                if b"\r\n\r\n" in received and b"content-length" in received.lower():
-                    head, _, body = bytes(received).partition(b"\r\n\r\n")
-                    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-                    if len(body) >= int(length):
-                        break
-    writer.close()
-    with suppress(ConnectionError):
-        await writer.wait_closed()
+    try:
+        with suppress(ConnectionError, TimeoutError):
+            writer.write(sent)
+            async with asyncio.timeout(wait_s):
+                while not _is_whole(received) and (piece := await reader.read(65536)):
+                    received += piece
+    finally:
+        writer.transport.abort()
     return bytes(received)
 
 
-def is_listening(port: int) -> bool:
-    """Whether somebody listens on a port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _is_whole(received: bytearray) -> bool:
+    head, _, body = bytes(received).partition(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    return len(body) >= int(length) if length else body.endswith(b"0\r\n\r\n")

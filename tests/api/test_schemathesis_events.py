@@ -1,4 +1,4 @@
-"""The Event Service keeps to its OpenAPI document, whatever it is sent: schemathesis, all phases, stateful."""
+"""The Event Service keeps to its OpenAPI document: schemathesis, all phases, stateful."""
 
 from __future__ import annotations
 

@@ -15,9 +15,6 @@ from eventsourcing.storage.postgres import PostgresStorage
 from tests.api.conftest import a_body
 from tests.api.service_process import ServiceProcess
 
-READY_S = 5.0
-"""The promise: so long after its start a killed service is ready again, on a machine that has time for it."""
-
 CLIENTS = 8
 
 
