@@ -55,7 +55,7 @@ _BODY = {
     "required": True,
     "content": {
         NDJSON: {
-            "schema": {"type": "string", "description": "One event of `POST /events` a line."},
+            "schema": {"description": "One event of `POST /events` a line."},
             "example": '{"event_type":"migration.started","aggregate_id":"migration-123",'
             '"aggregate_type":"migration","data":{"source_config":{},"target_config":{}}}\n',
         }

@@ -115,7 +115,7 @@ class EventBody(_Body):
         if fields.get("timestamp", ...) is None:
             del fields["timestamp"]
         fields["event_id"] = self.event_id or otherwise
-        return parse_event(fields)
+        return parse_event(fields, are_valid=True)
 
 
 class EventOut(BaseModel):

@@ -17,6 +17,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from api.protocol import BoundedProtocol
 from eventsourcing import ConfigurationError, EventSourcingError, Settings
 from eventsourcing.logs import configure
 from eventsourcing.metrics import share
@@ -46,6 +47,7 @@ def serve(name: str, create_app: Callable[[Settings], FastAPI], port_of: Callabl
 def _run(app: FastAPI, listener: socket.socket, context: ssl.SSLContext | None) -> None:
     config = uvicorn.Config(
         app,
+        http=BoundedProtocol,
         lifespan="off",  # opened here, so that a failure to start is an exception and no traceback
         log_config=None,
         access_log=False,  # `tracking` writes of every request

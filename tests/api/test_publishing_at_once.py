@@ -25,7 +25,7 @@ async def stored_events(stored: EventStore, aggregate_id: str) -> int:
 async def identical_posts(
     events: httpx2.AsyncClient, stored: EventStore, unique: str, *, keys: int, path: str
 ) -> None:
-    """Require one event for each key, and only the first answer, its repeats, and 409 in flight."""
+    """Require one event for each key; and as answers only the first one, its repeats, and 409 in flight."""
     for number in range(keys):
         aggregate, headers = f"{unique}-{number}", {"Idempotency-Key": uuid4().hex}
         body = a_body(aggregate)

@@ -102,7 +102,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def posting(port: int, path: str, count: int, size: int, slow: list[float]) -> Timed:
+def posting(port: int, path: str, count: int, size: int, took: list[float]) -> Timed:
     """Post `count` requests of `size` events (0: one that is no list); events a second."""
 
     async def post() -> float:
@@ -111,7 +111,7 @@ def posting(port: int, path: str, count: int, size: int, slow: list[float]) -> T
         ]
         requests = [a_request(path, body) for body in bodies]
         began = time.perf_counter()
-        slow += await send_all(port, requests)
+        took.extend(await send_all(port, requests))
         return count * max(size, 1) / (time.perf_counter() - began)
 
     return post
