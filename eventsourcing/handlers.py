@@ -183,7 +183,8 @@ class _LoggedNotifications:
         details: dict[str, Any] | None = None,  # noqa: ARG002 - the line holds no payload
         priority: str = "normal",
     ) -> None:
-        self._logger.info("%s [%s]: %s", title, priority, message)
+        subject = message.partition(": ")[0]  # what follows is the reason, and may quote a record
+        self._logger.info("%s [%s]: %s", title, priority, subject)
 
 
 class AuditEventHandler(EventHandler):

@@ -84,7 +84,9 @@ def _translation(error: BaseException, *, sent: bool) -> Exception:
     if state[:2] in _REFUSED:
         return ConfigurationError(f"the database refuses the connection: {reason}")
     if state == "42501":
-        return ConfigurationError(f"the database refuses this to its user: {reason}; see docs/roles.md")
+        return ConfigurationError(
+            f"the database refuses this to its user: {reason}; see docs/guides/roles.md"
+        )
     if state in _SCHEMA:
         return SchemaError(f"{reason}; run `esm db upgrade`")
     if state[:2] == "22" or isinstance(error, ValueError):

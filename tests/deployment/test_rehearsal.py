@@ -198,6 +198,13 @@ def scraped(deployment: Deployment) -> set[str]:
     return names
 
 
+def replayed(deployment: Deployment) -> float:
+    """How many replayed events the Replay Service has counted."""
+    text = httpx2.get(f"{deployment.url('replay-service', REPLAYS)}/metrics").text
+    found = re.search(r'^es_replay_events_total\{result="processed"\} (\S+)$', text, re.M)
+    return float(found[1]) if found else 0.0
+
+
 @pytest.mark.usefixtures("worker_over_the_store")
 def test_every_documented_metric_is_scraped_and_every_scraped_one_is_documented(
     deployment: Deployment,
@@ -205,12 +212,15 @@ def test_every_documented_metric_is_scraped_and_every_scraped_one_is_documented(
     events = deployment.url("event-service", EVENTS)
     for _ in range(2):  # the second is a version conflict
         httpx2.post(f"{events}/events", json=started("measured") | {"expected_version": "no_stream"})
+    before = replayed(deployment)
     replay = curl(
         deployment,
         'curl -X POST http://localhost:8007/replay -H "Content-Type: application/json" '
         """-d '{"replay_type": "all"}'""",
     )
-    curl(deployment, f"curl 'http://localhost:8007/replay/{replay['replay_id']}?wait=30'")
+    done = curl(deployment, f"curl 'http://localhost:8007/replay/{replay['replay_id']}?wait=30'")
+    # It ran in a worker process of the service, whose scrape tells of it all the same.
+    assert replayed(deployment) - before == done["processed_events"] > 0
     deadline = time.monotonic() + 60  # the worker works on it
     while (found := scraped(deployment)) != documented() and time.monotonic() < deadline:
         time.sleep(1)

@@ -196,7 +196,8 @@ async def replicated(standby: Server) -> bool:
 
 
 async def test_the_runbook_does_what_it_says() -> None:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "restore.md").read_text("utf-8"), re.S)
+    guide = (ROOT / "docs" / "guides" / "backup-and-restore.md").read_text("utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", guide, re.S)
     with server_of(NEWEST) as server:
         configuration = f"unix_socket_directories = '{server.directory}'\nlisten_addresses = ''\n"
         with (server.data / "postgresql.auto.conf").open("a") as file:

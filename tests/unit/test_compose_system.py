@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import AliasChoices
 from sqlalchemy.engine import make_url
 
 from deploy.rehearse import load_compose
@@ -96,7 +97,7 @@ def test_every_setting_is_one_and_no_secret_stands_in_the_file(
 
 def _variable(field: str) -> str:
     alias = Settings.model_fields[field].validation_alias
-    return str(alias.choices[-1]) if alias is not None else f"ESM_{field.upper()}"  # type: ignore[union-attr]
+    return str(alias.choices[-1]) if isinstance(alias, AliasChoices) else f"ESM_{field.upper()}"
 
 
 def test_the_owners_password_is_given_to_the_migration_alone(own: dict[str, Any]) -> None:
