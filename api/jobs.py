@@ -97,6 +97,23 @@ async def start_replay(store: EventStore, launcher: Launcher, request: ReplayReq
         return replay_id  # asked for again, after the server died that was asked first
     if row.get("status") == "failed":
         await journal.update(replay_id, status="pending", failure=None, end_time=None)
+    await _start_run(journal, launcher, replay_id)
+    return replay_id
+
+
+async def resume_replay(store: EventStore, launcher: Launcher, replay_id: str) -> None:
+    """Start the job of a replay that ended early again; it goes on at its checkpoint.
+
+    Raises a 404 problem for no such replay, 409 unless it is interrupted, failed or cancelled, 503 when
+    the job does not start; the row then says so, and it can be resumed.
+    """
+    await store.initialize()
+    journal = ReplayJournal(store.storage)
+    await journal.resume(replay_id)
+    await _start_run(journal, launcher, replay_id)
+
+
+async def _start_run(journal: ReplayJournal, launcher: Launcher, replay_id: str) -> None:
     config = {"ops": {"replay_events": {"config": {"replay_id": replay_id}}}}
     try:
         run_id = await submit(launcher, "replay", config, {"replay_id": replay_id})
@@ -104,7 +121,6 @@ async def start_replay(store: EventStore, launcher: Launcher, request: ReplayReq
         await journal.update(replay_id, status="failed", failure=problem.detail, end_time=datetime.now(UTC))
         raise
     await journal.update(replay_id, dagster_run_id=run_id)
-    return replay_id
 
 
 async def cancel_replay(store: EventStore, launcher: Launcher, replay_id: str) -> None:

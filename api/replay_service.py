@@ -20,7 +20,7 @@ from api.doors import open_doors
 from api.feed import LiveFeed
 from api.health import health_router
 from api.idempotency import DoneOnce
-from api.jobs import SNAPSHOT, VALIDATION, answer, cancel_replay, finished_replay, start_replay
+from api.jobs import SNAPSHOT, VALIDATION, answer, cancel_replay, finished_replay, resume_replay, start_replay
 from api.launcher import Launcher, make_launcher
 from api.measured import metrics_router
 from api.paging import cursor_after, key_before, next_link
@@ -123,6 +123,26 @@ async def delete_replay(store: OpenStore, jobs: Jobs, replay_id: str) -> Respons
         raise ProblemError(NOT_FOUND, "Replay not found")
     await cancel_replay(store, jobs, replay_id)
     return json_response(orjson.dumps({"message": f"Replay {replay_id} cancelled"}))
+
+
+@replays.post(
+    "/replay/{replay_id}/resume",
+    status_code=202,
+    response_model=None,
+    responses={**JOB, **problems(404, 409)},
+    openapi_extra=needs(Scope.REPLAY),
+)
+async def post_resume(store: OpenStore, jobs: Jobs, replay_id: str, once: DoneOnce) -> Response:
+    """Go on with a replay that was interrupted, failed or cancelled, from its checkpoint."""
+    _require_form(replay_id)
+
+    async def resume(_token: UUID) -> Response:
+        await resume_replay(store, jobs, replay_id)
+        content = {"replay_id": replay_id, "status": "started", "message": f"Replay {replay_id} resumed"}
+        headers = {"Location": f"/replay/{replay_id}", "Retry-After": "1"}
+        return json_response(orjson.dumps(content), 202, headers)
+
+    return await once(resume)
 
 
 @aggregates.post(
@@ -235,6 +255,9 @@ SHOWN = (
     "progress",
     "rate",
     "eta",
+    "position",
+    "difference",
+    "from_snapshot",
     "dagster_run_id",
 )
 
