@@ -13,11 +13,13 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
@@ -27,8 +29,10 @@ from dagster._core.instance.ref import InstanceRef
 from eventsourcing.config import Settings
 from eventsourcing.logs import configure, run_of
 from resources.dagster_home import apply_environment
+from resources.kept_system import give_up, keep_open, open_ahead
 
-_DEFINITIONS = ("pipelines.definitions", "defs")
+DEFINITIONS = "pipelines.definitions"
+"""The module whose `defs` holds the jobs."""
 
 
 @dataclass
@@ -37,6 +41,9 @@ class Lane:
 
     environment: dict[str, str]
     waiting: asyncio.Queue[str]
+    keeps_open: bool = False
+    """Whether its runs share one open system: worth it for short ones."""
+    definitions: str = DEFINITIONS
     running: str | None = None
     pid: int | None = None
     pool: ProcessPoolExecutor = field(init=False)
@@ -48,18 +55,21 @@ class Lane:
         """Take a new process, which starts with its first task."""
         self.pid = None
         self.pool = ProcessPoolExecutor(
-            1, mp_context=get_context("spawn"), initializer=_enter_lane, initargs=(self.environment,)
+            1,
+            mp_context=get_context("spawn"),
+            initializer=_enter_lane,
+            initargs=(self.environment, self.keeps_open),
         )
 
     async def warm(self) -> None:
         """Have the process import everything that a run needs."""
-        self.pid = await asyncio.get_running_loop().run_in_executor(self.pool, _warm)
+        self.pid = await asyncio.get_running_loop().run_in_executor(self.pool, _warm, self.definitions)
 
     async def execute(self, run_id: str) -> None:
         """Execute a run; the instance knows how it ended. Raises BrokenProcessPool when the process dies."""
         if self.pid is None:
             await self.warm()
-        await asyncio.get_running_loop().run_in_executor(self.pool, _execute, run_id)
+        await asyncio.get_running_loop().run_in_executor(self.pool, _execute, run_id, self.definitions)
 
     def end(self) -> None:
         """End the process, whatever it does."""
@@ -75,7 +85,38 @@ def open_instance(environment: dict[str, str]) -> DagsterInstance:
     reference = InstanceRef.from_dir(environment["DAGSTER_HOME"], overrides={"storage": storage})
     instance = DagsterInstance.from_ref(reference)
     instance.optimize_for_webserver(statement_timeout=15_000, pool_recycle=3600, max_overflow=20)
+    for asked in (instance.run_storage, instance.event_log_storage):
+        for name in _LOOKS_AT_SCHEMA:
+            if hasattr(asked, name):
+                setattr(asked, name, _remembering(getattr(asked, name)))
     return instance
+
+
+_LOOKS_AT_SCHEMA = (
+    "has_run_stats_index_cols",
+    "has_bulk_actions_selector_cols",
+    "has_backfill_id_column",
+    "has_bulk_action_job_name_column",
+    "has_backfill_tags_table",
+    "has_built_index",
+    "has_asset_key_index_cols",
+    "has_asset_key_col",
+    "has_secondary_index",
+    "has_table",
+)
+"""What Dagster asks its database's catalogue seven times a run, which is as much work as the run."""
+
+
+def _remembering(look: Callable[..., bool]) -> Callable[..., bool]:
+    """Look until it is there: columns and tables of a running Dagster come, and do not go."""
+    found: set[tuple[Any, ...]] = set()
+
+    def remembered(*arguments: Any) -> bool:
+        if arguments not in found and look(*arguments):
+            found.add(arguments)
+        return arguments in found
+
+    return remembered
 
 
 def close_instance(instance: DagsterInstance) -> None:
@@ -88,10 +129,10 @@ def close_instance(instance: DagsterInstance) -> None:
 
 
 @cache
-def reconstructable_job(name: str) -> ReconstructableJob:
+def reconstructable_job(name: str, definitions: str = DEFINITIONS) -> ReconstructableJob:
     """The job of a name, as another process can load it. Raises DagsterError for an unknown name."""
     root = str(Path(__file__).resolve().parents[1])
-    repository = ReconstructableRepository.for_module(*_DEFINITIONS, working_directory=root)
+    repository = ReconstructableRepository.for_module(definitions, "defs", working_directory=root)
     job = repository.get_reconstructable_job(name)
     job.get_definition()
     return job
@@ -102,7 +143,7 @@ def reconstructable_job(name: str) -> ReconstructableJob:
 _lane_environment: dict[str, str] = {}
 
 
-def _enter_lane(environment: dict[str, str]) -> None:
+def _enter_lane(environment: dict[str, str], keeps_open: bool) -> None:
     os.setsid()  # Ctrl-C at the server's terminal is for the server, which ends its lanes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late cancel; Dagster handles it while a run executes
     apply_environment(environment)
@@ -111,6 +152,8 @@ def _enter_lane(environment: dict[str, str]) -> None:
     configure(settings.log_level, settings.log_format, stream=server, service="lane")
     _write_to(settings.data_dir / "logs")
     _lane_environment.update(environment)
+    if keeps_open:
+        keep_open()
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
@@ -135,15 +178,23 @@ def _lane_instance() -> DagsterInstance:
     return open_instance(_lane_environment)
 
 
-def _warm() -> int:
-    reconstructable_job("snapshot")
+def _warm(definitions: str) -> int:
+    reconstructable_job("snapshot", definitions)
     _lane_instance()
+    open_ahead()
     return os.getpid()
 
 
-def _execute(run_id: str) -> bool:
+def _execute(run_id: str, definitions: str) -> bool:
     run = _lane_instance().get_run_by_id(run_id)
     if run is None or run.status is not DagsterRunStatus.NOT_STARTED:
         return False
-    with run_of(run_id):
-        return execute_run(reconstructable_job(run.job_name), run, _lane_instance()).success
+    success = False
+    try:
+        with run_of(run_id):
+            job = reconstructable_job(run.job_name, definitions)
+            success = execute_run(job, run, _lane_instance()).success
+    finally:
+        if not success:
+            give_up()
+    return success

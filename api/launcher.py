@@ -36,7 +36,7 @@ from dagster import (
 )
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
-from api.lanes import Lane, close_instance, open_instance, reconstructable_job
+from api.lanes import DEFINITIONS, Lane, close_instance, open_instance, reconstructable_job
 from eventsourcing.canonical import decode, encode
 from eventsourcing.config import Settings
 from resources.dagster_home import LOCATION, prepare_dagster_home
@@ -51,7 +51,7 @@ _GRACE_S = 2.0
 _STOP_S = 5.0
 """How long a stopping server waits for its runs to end in good order."""
 
-_REPOSITORY = "__repository__"
+REPOSITORY = "__repository__"
 _BEGINNING = (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED)
 _UNFINISHED = (*_BEGINNING, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
 _LAUNCHER, _HOST, _PROCESS = "esm/launcher", "esm/host", "esm/process"
@@ -85,14 +85,18 @@ class Launcher(Protocol):
 
 def make_launcher(settings: Settings) -> Launcher:
     """The launcher of a service. It does nothing until it is started."""
+    if settings.launcher == "queue":
+        from api.queue_launcher import QueueLauncher  # it builds on the embedded one
+
+        return QueueLauncher(settings)
     return EmbeddedLauncher(settings)
 
 
 class EmbeddedLauncher:
     """The launcher of one machine: no webserver, no daemon and no code server are needed."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, *, definitions: str = DEFINITIONS) -> None:
+        self._settings, self._definitions = settings, definitions
         self._instance: DagsterInstance | None = None
         self._short: asyncio.Queue[str] = asyncio.Queue()
         self._long: asyncio.Queue[str] = asyncio.Queue()
@@ -106,9 +110,12 @@ class EmbeddedLauncher:
         environment = await asyncio.to_thread(prepare_dagster_home, self._settings)
         self._instance = await asyncio.to_thread(open_instance, environment)
         await asyncio.to_thread(self._reconcile)
-        queues = [self._short, *[self._long] * LONG_LANES]
-        self.lanes = [Lane(environment, queue) for queue in queues]
-        await asyncio.gather(self.lanes[0].warm(), asyncio.to_thread(reconstructable_job, "snapshot"))
+        short = Lane(environment, self._short, keeps_open=True, definitions=self._definitions)
+        long = (Lane(environment, self._long, definitions=self._definitions) for _ in range(LONG_LANES))
+        self.lanes = [short, *long]
+        await asyncio.gather(
+            short.warm(), asyncio.to_thread(reconstructable_job, "snapshot", self._definitions)
+        )
         self._workers = [asyncio.create_task(self._serve(lane)) for lane in self.lanes]
 
     async def stop(self) -> None:
@@ -165,6 +172,10 @@ class EmbeddedLauncher:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(lane.pid, signal.SIGINT)
 
+    def has(self, run_id: str) -> bool:
+        """Whether the run is one of this server's, and not over."""
+        return run_id in self._ended
+
     def tags(self) -> dict[str, str]:
         """What every run of this server carries, so that it is known whose it was."""
         return {_LAUNCHER: "embedded", _HOST: socket.gethostname(), _PROCESS: _this_process()}
@@ -212,9 +223,9 @@ class EmbeddedLauncher:
         return self._instance
 
     def _create(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:
-        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), _REPOSITORY)
+        origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), REPOSITORY)
         try:
-            job = reconstructable_job(job_name)
+            job = reconstructable_job(job_name, self._definitions)
             run = self.instance.create_run_for_job(
                 job_def=job.get_definition(),
                 run_config=decode(encode(run_config)),  # plain values: Dagster stores no enums of ours

@@ -104,8 +104,8 @@ async def rebuild_read_model(
         if beside is not None and beside["state"] == "building":
             raise ProblemError(CONFLICT, "The read model is being rebuilt.")
         given = {"name": model.name, "fresh": body is not None and body.fresh}
-        config = {"ops": {"rebuild": {"config": given}}}
-        run_id = await submit(jobs, "rebuild_read_model", config, {"read_model": model.name})
+        config = {"ops": {"rebuild_read_model": {"config": given}}}
+        run_id = await submit(jobs, "rebuild", config, {"read_model": model.name})
         content: dict[str, Any] = {
             "name": model.name,
             "status": "started",

@@ -24,7 +24,7 @@ from api.jobs import SNAPSHOT, VALIDATION, answer, cancel_replay, finished_repla
 from api.launcher import Launcher, make_launcher
 from api.measured import metrics_router
 from api.paging import cursor_after, key_before, next_link
-from api.problems import NOT_FOUND, ProblemError
+from api.problems import NOT_FOUND, ProblemError, invalid_field
 from api.requests import JsonRoute, StreamRoute
 from api.schemas import (
     PageParams,
@@ -37,9 +37,10 @@ from api.schemas import (
 )
 from api.server import serve
 from api.sse import EventStream, StreamResponse, event_frame, first_position
-from eventsourcing import Settings
+from eventsourcing import NotFoundError, Settings
 from eventsourcing.bootstrap import open_system
 from eventsourcing.canonical import encode
+from eventsourcing.process_models import process_model
 from eventsourcing.replays import ReplayJournal
 from eventsourcing.snapshots import newest_snapshot
 
@@ -129,20 +130,20 @@ async def delete_replay(store: OpenStore, jobs: Jobs, replay_id: str) -> Respons
     "/replay/{replay_id}/resume",
     status_code=202,
     response_model=None,
-    responses={**JOB, **problems(404, 409)},
+    responses={**JOB, **problems(404)},
     openapi_extra=needs(Scope.REPLAY),
 )
-async def post_resume(store: OpenStore, jobs: Jobs, replay_id: str, once: DoneOnce) -> Response:
-    """Go on with a replay that was interrupted, failed or cancelled, from its checkpoint."""
+async def resume(store: OpenStore, jobs: Jobs, replay_id: str, once: DoneOnce) -> Response:
+    """Go on with a replay that was interrupted, failed or cancelled, from where it is."""
     _require_form(replay_id)
 
-    async def resume(_token: UUID) -> Response:
-        await resume_replay(store, jobs, replay_id)
+    async def go_on(token: UUID) -> Response:
+        await resume_replay(store, jobs, replay_id, token)
         content = {"replay_id": replay_id, "status": "started", "message": f"Replay {replay_id} resumed"}
         headers = {"Location": f"/replay/{replay_id}", "Retry-After": "1"}
         return json_response(orjson.dumps(content), 202, headers)
 
-    return await once(resume)
+    return await once(go_on)
 
 
 @aggregates.post(
@@ -185,7 +186,8 @@ async def get_snapshot(store: OpenStore, aggregate_id: PathId) -> Response:
     openapi_extra=needs(Scope.REPLAY),
 )
 async def validate_sequence(store: OpenStore, jobs: Jobs, body: SequenceBody, once: DoneOnce) -> Response:
-    """Compare the event types of an aggregate with those it should have."""
+    """Compare the event types of an aggregate with those it should have, or with a process model."""
+    _require_model(body.model)
 
     async def compare(token: UUID) -> Response:
         return json_response(encode(await answer(store, jobs, VALIDATION, body.model_dump(), token)))
@@ -211,7 +213,7 @@ async def stream_events(
     last_event_id: Annotated[str | None, Header(pattern=r"^\d{0,18}$")] = None,
 ) -> Response:
     """Server-sent events: history from the point asked for, then live, without a gap or a repeat."""
-    after = await first_position(store, after=params.after, last_event_id=last_event_id)
+    after = await first_position(store, feed, after=params.after, last_event_id=last_event_id)
     return StreamResponse(EventStream(store, feed, params.query(), after=after))
 
 
@@ -252,11 +254,11 @@ SHOWN = (
     "errors",
     "error_count",
     "failure",
+    "difference",
     "progress",
     "rate",
     "eta",
     "position",
-    "difference",
     "from_snapshot",
     "dagster_run_id",
 )
@@ -264,6 +266,15 @@ SHOWN = (
 
 def _only(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: row.get(name) for name in names}
+
+
+def _require_model(name: str | None) -> None:
+    """Raise a 422 problem for the name of no process model."""
+    try:
+        if name is not None:
+            process_model(name)
+    except NotFoundError:
+        raise invalid_field("model", "names no process model") from None
 
 
 def _require_form(replay_id: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from eventsourcing import ANY, NO_STREAM, BaseEvent, EventQuery, InvalidEventError, parse_event
 from eventsourcing.canonical import utc
@@ -238,7 +238,7 @@ class SnapshotBody(_Body):
 
 
 class SequenceBody(_Body):
-    """An aggregate, and the event types that it should have, in order."""
+    """An aggregate, and the event types that it should have, in order; or a process model to keep to."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -246,13 +246,21 @@ class SequenceBody(_Body):
                 {
                     "aggregate_id": "migration-123",
                     "expected_sequence": ["migration.started", "data.extracted", "migration.completed"],
-                }
+                },
+                {"aggregate_id": "migration-123", "model": "migration"},
             ]
         }
     )
 
     aggregate_id: Identifier
-    expected_sequence: Annotated[list[EventTypeName], Field(max_length=10_000)]
+    expected_sequence: Annotated[list[EventTypeName], Field(max_length=10_000)] | None = None
+    model: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SequenceBody:
+        if (self.expected_sequence is None) == (self.model is None):
+            raise ValueError("give either expected_sequence or model")
+        return self
 
 
 class Problem(BaseModel):

@@ -148,6 +148,10 @@ class Settings(BaseSettings):
     event_service_port: int = Field(default=8006, ge=1, le=65535)
     replay_service_port: int = Field(default=8007, ge=1, le=65535)
     dagster_port: int = Field(default=3000, ge=1, le=65535)
+    launcher: Literal["embedded", "queue"] = "embedded"
+    """Where long jobs run: in processes of the service that starts them, or through Dagster's run queue."""
+    dagster_url: str | None = None
+    """Dagster's webserver as the services reach it; unset: on this machine, at `dagster_port`."""
     dagster_code_server: Annotated[str, Field(pattern=r"^[^:/\s]+:\d{1,5}$")] | None = None
     """The `host:port` of the server that Dagster's webserver and daemon take the jobs from; unset: they load
     the jobs themselves."""

@@ -53,6 +53,9 @@ class ReplayConfig(dg.Config):
     request: dict[str, Any] = Field(
         default={"replay_type": "all"}, description="What a new replay replays, as POST /replay takes it."
     )
+    fail_on_difference: bool = Field(
+        default=False, description="Fail the run when the live views say something else than the replay."
+    )
 
 
 class SnapshotConfig(dg.Config):
@@ -64,11 +67,39 @@ class SnapshotConfig(dg.Config):
 
 
 class SequenceConfig(dg.Config):
-    """The event types that an aggregate should have, in order."""
+    """The event types that an aggregate should have, in order; or the process model it should keep to."""
 
     aggregate_id: str
-    expected_sequence: list[str]
+    expected_sequence: list[str] | None = None
+    model: str | None = Field(default=None, description="A process model, in place of the sequence.")
     result_id: str | None = Field(default=None, description="Key of the result; the run's id unless given.")
+
+
+class RebuildConfig(dg.Config):
+    """A read model to fold anew beside the live one."""
+
+    name: str = Field(description="Name of a read model.")
+    fresh: bool = Field(default=False, description="Start over what was begun before.")
+    switch: bool = Field(default=False, description="Make it the live one when it is ready.")
+
+
+class VerifySnapshotsConfig(dg.Config):
+    """Snapshots to hold against their events."""
+
+    aggregate_id: str | None = Field(default=None, description="Only of this aggregate.")
+
+
+class SnapshotsConfig(dg.Config):
+    """Snapshots of the migrations that ended lately and went on since their last snapshot."""
+
+    days: int = Field(default=2, ge=1, description="How far back to look for what ended.")
+
+
+class ProcessesConfig(dg.Config):
+    """A process model, and whether all of its subjects kept to it."""
+
+    model: str = Field(default="migration", description="Name of a process model.")
+    aggregate_id: str | None = Field(default=None, description="Only this aggregate.")
 
 
 class RedriveConfig(dg.Config):

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import dagster as dg
 
+from eventsourcing.readmodels import READ_MODELS
+from pipelines.crashes import crashed_migrations, crashed_replays
 from pipelines.jobs import JOBS, RESOURCES, STAGES
-from pipelines.schedules import nightly_replay
-from pipelines.sensors import completed_migrations, crashed_migrations, parked_aggregates
+from pipelines.processes import broken_processes
+from pipelines.schedules import SCHEDULES
+from pipelines.sensors import completed_migrations, failed_migrations, parked_aggregates
 
 _REPLAYED = ("all", "aggregate", "type", "correlation")
 _PLOTS = [
     *(dg.AssetSpec(["migration", stage.name], description=stage.description) for stage in STAGES),
     *(dg.AssetSpec(["replay", kind], description=f"Replays of {kind}.") for kind in _REPLAYED),
+    *(
+        dg.AssetSpec(["rebuild", model.name], description="Rebuilds of a read model.")
+        for model in READ_MODELS
+    ),
 ]
 """What is observed rather than made: the numbers of each stage and of each replay, run by run."""
 
 defs = dg.Definitions(
     jobs=JOBS,
-    schedules=[nightly_replay],
-    sensors=[completed_migrations, crashed_migrations, parked_aggregates],
+    schedules=SCHEDULES,
+    sensors=[
+        completed_migrations,
+        failed_migrations,
+        broken_processes,
+        parked_aggregates,
+        crashed_migrations,
+        crashed_replays,
+    ],
     assets=_PLOTS,
     resources=RESOURCES,
 )

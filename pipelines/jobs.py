@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.config import MigrateConfig
-from pipelines.ops import afterwards, dead_letters
+from pipelines.ops import afterwards, dead_letters, processes, read_models
 from pipelines.ops import migration as stages
 from pipelines.ops import replay as replays
 from resources.databases import DatabasesResource
@@ -95,6 +95,30 @@ def validate_sequence() -> None:
     replays.check_sequence.alias("validate_sequence")()  # one name cannot be an op's and a job's
 
 
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def snapshot_migrations() -> None:
+    """Store the states of the migrations that ended lately."""
+    replays.create_snapshots()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def verify_snapshots() -> None:
+    """Check that stored snapshots are what their events come to."""
+    read_models.hold_snapshots()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def rebuild() -> None:
+    """Fold a read model anew beside the live one, and say how they differ."""
+    read_models.rebuild_read_model()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def check_processes() -> None:
+    """Check that streams keep to a process model; the first event that broke it fails the run."""
+    processes.keep_to_process()
+
+
 @dg.job(**_IN_PROCESS, tags={"owner": "operations"})
 def redrive() -> None:
     """Give the events of parked aggregates to their handlers again; or show what that would take."""
@@ -109,6 +133,10 @@ JOBS = [
     rollback,
     replay,
     snapshot,
+    snapshot_migrations,
+    verify_snapshots,
+    rebuild,
     validate_sequence,
+    check_processes,
     redrive,
 ]

@@ -10,39 +10,88 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import dagster as dg
 
 from eventsourcing.bootstrap import open_system
-from eventsourcing.catalogue import MIGRATION_SEQUENCE
 from eventsourcing.config import Settings
 from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.events import EventType, RecordedEvent
+from eventsourcing.process_models import MIGRATION
 from eventsourcing.query import EventQuery
-from pipelines.config import RedriveConfig, SequenceConfig, SnapshotConfig
-from pipelines.jobs import migrate, redrive, retry_quarantine, rollback, snapshot, validate_sequence
+from pipelines.config import (
+    RedriveConfig,
+    RollbackConfig,
+    SequenceConfig,
+    SnapshotConfig,
+    VerifyConfig,
+)
+from pipelines.jobs import (
+    redrive,
+    rollback,
+    snapshot,
+    validate_sequence,
+    verify_migration,
+)
 from resources.migration_journal import MigrationJournal
-
-_SEQUENCE = [str(event_type) for event_type in MIGRATION_SEQUENCE]
 
 BATCH = 20
 """How many events one tick reacts to; the next tick goes on behind them."""
 
 
+class Ended(NamedTuple):
+    """The event of a migration's end, and the row of the migration, if a job ran it."""
+
+    event: RecordedEvent
+    row: dict[str, Any] | None
+
+
 @dg.sensor(
-    jobs=[validate_sequence, snapshot],
+    jobs=[validate_sequence, snapshot, verify_migration],
     minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def completed_migrations(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Validate the sequence of each migration that completes, and keep a snapshot of it."""
+    """Of each migration that completes: verify the target, check its course, and keep a snapshot."""
     after = int(context.cursor) if context.cursor is not None else None
-    events, position = asyncio.run(_completed(after))
-    requests = [request for event in events for request in _requests(event)]
+    ended, position = asyncio.run(_ended(EventType.MIGRATION_COMPLETED, after))
+    requests = [request for each in ended for request in _requests(each)]
     note = None if requests else f"nothing completed up to position {position}"
     return dg.SensorResult(run_requests=requests, skip_reason=note, cursor=str(position))
+
+
+@dg.sensor(job=rollback, minimum_interval_seconds=5, default_status=dg.DefaultSensorStatus.RUNNING)
+def failed_migrations(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Undo a migration that failed under `on_failure: rollback` and whose own run did not undo it.
+
+    Its run undoes it; only when that run is over and the migration still stands as failed or interrupted
+    is the rollback asked for. Until then the cursor keeps it as `waiting`.
+    """
+    known: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
+    ended, position = asyncio.run(_ended(EventType.MIGRATION_FAILED, known.get("position")))
+    waiting: dict[str, int] = dict(known.get("waiting", {}))
+    waiting |= {each.event.aggregate_id: each.event.position for each in ended if each.row is not None}
+    rows = asyncio.run(_waiting(list(waiting))) if waiting else {}
+    due = {each: row for each, row in rows.items() if not _run_goes_on(context, row)}
+    requests = [_undoing(each, waiting[each]) for each, row in due.items() if _is_to_be_undone(row)]
+    waiting = {each: place for each, place in waiting.items() if each in rows and each not in due}
+    note = None if requests else f"nothing to undo up to position {position}; {len(waiting)} still run"
+    cursor = json.dumps({"position": position, "waiting": waiting})
+    return dg.SensorResult(run_requests=requests, skip_reason=note, cursor=cursor)
+
+
+def _is_to_be_undone(row: dict[str, Any]) -> bool:
+    return row["request"].get("on_failure") == "rollback" and row["status"] in ("failed", "interrupted")
+
+
+def _run_goes_on(context: dg.SensorEvaluationContext, row: dict[str, Any]) -> bool:
+    """Whether the run that works on a migration may still undo it."""
+    if row["status"] == "interrupted":
+        return False  # nobody beats for it any more
+    run = context.instance.get_run_by_id(row.get("dagster_run_id") or "")
+    return run is not None and not run.is_finished
 
 
 @dg.sensor(job=redrive, minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
@@ -83,29 +132,8 @@ async def _parked() -> dict[str, dict[str, Any]]:
         return await DeadLetterQueue(system.store).groups()
 
 
-@dg.run_failure_sensor(
-    monitored_jobs=[migrate, retry_quarantine, rollback],
-    minimum_interval_seconds=5,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-)
-def crashed_migrations(context: dg.RunFailureSensorContext) -> None:
-    """Say of a migration whose run died that it was interrupted, and report it; a person may resume it.
-
-    A run that failed in order has said so itself, and is left as it is.
-    """
-    run = context.dagster_run
-    migration_id = run.tags.get("migration_id")
-    if migration_id is not None and asyncio.run(_interrupt(migration_id, run.run_id)):
-        context.log.error("migration %s was interrupted: its run %s died", migration_id, run.run_id)
-
-
-async def _interrupt(migration_id: str, run_id: str) -> bool:
-    async with open_system(Settings.load()) as system:
-        return await MigrationJournal(system.store.storage).interrupt(migration_id, run_id)
-
-
-async def _completed(after: int | None) -> tuple[list[RecordedEvent], int]:
-    """The next completions behind a position and the new position; from now on without one.
+async def _ended(event_type: str, after: int | None) -> tuple[list[Ended], int]:
+    """The next ends of migrations behind a position, and the new position; from now on without one.
 
     Raises CursorAheadError after the store was restored to an earlier state.
     """
@@ -114,30 +142,52 @@ async def _completed(after: int | None) -> tuple[list[RecordedEvent], int]:
         if after is None:
             return [], horizon
         query = EventQuery(
-            event_types=(EventType.MIGRATION_COMPLETED,),
-            after_position=after,
-            to_position=max(horizon, after),
-            limit=BATCH,
+            event_types=(event_type,), after_position=after, to_position=max(horizon, after), limit=BATCH
         )
         events = [event async for event in system.store.read(query)]
-        return events, events[-1].position if len(events) == BATCH else max(horizon, after)
+        journal = MigrationJournal(system.store.storage)
+        ended = [Ended(event, await journal.get(event.aggregate_id)) for event in events]
+        return ended, events[-1].position if len(events) == BATCH else max(horizon, after)
 
 
-def _requests(event: RecordedEvent) -> Iterator[dg.RunRequest]:
-    migration_id = event.aggregate_id
-    tags = {"migration_id": migration_id, "source": "sensor"}
+async def _waiting(ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    async with open_system(Settings.load()) as system:
+        journal = MigrationJournal(system.store.storage)
+        return {each: row for each in ids if (row := await journal.get(each)) is not None}
+
+
+def _tags(event: RecordedEvent) -> dict[str, str]:
+    tags = {"migration_id": event.aggregate_id, "source": "sensor"}
     if event.correlation_id is not None:
         tags["correlation_id"] = str(event.correlation_id)
-    sequence = SequenceConfig(aggregate_id=migration_id, expected_sequence=_SEQUENCE)
-    yield dg.RunRequest(
-        run_key=f"validate-{event.position}",
-        job_name=validate_sequence.name,
-        run_config=dg.RunConfig(ops={"validate_sequence": sequence}),
-        tags=tags,
-    )
-    yield dg.RunRequest(
-        run_key=f"snapshot-{event.position}",
-        job_name=snapshot.name,
-        run_config=dg.RunConfig(ops={"create_snapshot": SnapshotConfig(aggregate_id=migration_id)}),
-        tags=tags,
+    return tags
+
+
+def _requests(ended: Ended) -> Iterator[dg.RunRequest]:
+    event, place = ended.event, ended.event.position
+    asked: list[tuple[dg.JobDefinition, str, dg.Config]] = [
+        (
+            validate_sequence,
+            "validate_sequence",
+            SequenceConfig(aggregate_id=event.aggregate_id, model=MIGRATION.name),
+        ),
+        (snapshot, "create_snapshot", SnapshotConfig(aggregate_id=event.aggregate_id)),
+    ]
+    if ended.row is not None:  # only what a job migrated has a target that can be named
+        asked.append((verify_migration, "verify_target", VerifyConfig(migration_id=event.aggregate_id)))
+    for job, op, config in asked:
+        yield dg.RunRequest(
+            run_key=f"{job.name}-{place}",
+            job_name=job.name,
+            run_config=dg.RunConfig(ops={op: config}),
+            tags=_tags(event),
+        )
+
+
+def _undoing(migration_id: str, position: int) -> dg.RunRequest:
+    config = RollbackConfig(migration_id=migration_id, reason=f"it failed at position {position}")
+    return dg.RunRequest(
+        run_key=f"rollback-{migration_id}-{position}",
+        run_config=dg.RunConfig(ops={"roll_back": config}),
+        tags={"migration_id": migration_id, "source": "sensor"},
     )

@@ -13,11 +13,12 @@ from contextlib import asynccontextmanager
 import dagster as dg
 from pydantic import PrivateAttr
 
-from eventsourcing.bootstrap import System, open_system
+from eventsourcing.bootstrap import System
 from eventsourcing.bus import EventBus
 from eventsourcing.config import Settings
 from eventsourcing.logs import run_of
 from eventsourcing.store import EventStore
+from resources.kept_system import system_of_run
 
 
 class EventingResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # its value is itself
@@ -30,9 +31,9 @@ class EventingResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # it
         self,
         context: dg.InitResourceContext,
     ) -> AsyncIterator[EventingResource]:
-        """Open the system on the event loop of the run, and close it whatever happens."""
+        """Have the system on the event loop of the run; one that is not kept closes, whatever happens."""
         with run_of(context.run.run_id if context.run else ""):
-            async with open_system(Settings.load()) as system:
+            async with system_of_run() as system:
                 self._system = system
                 yield self
 

@@ -27,6 +27,7 @@ MODULES = {
     "consumers": "api.cli.consumers",
     "dlq": "api.cli.dlq",
     "bus": "api.cli.bus",
+    "sequences": "api.cli.sequences",
     "db": "api.cli.db",
     "dagster": "api.cli.dagster",
 }

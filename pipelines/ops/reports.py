@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +11,7 @@ import dagster as dg
 from eventsourcing.canonical import decode, encode
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.report_page import entity_plot, quarantine_plot, time_plot, verdict
+from pipelines.plots import picture
 
 Metadata = dict[str, dg.MetadataValue[Any]]
 
@@ -70,10 +70,13 @@ def _plots(facts: dict[str, Any]) -> str:
         "Time by stage": time_plot(facts, standalone=True),
         "Quarantine by rule": quarantine_plot(facts, standalone=True),
     }
-    encoded = {title: base64.b64encode(svg.encode()).decode() for title, svg in drawn.items() if svg}
-    return "\n\n".join(
-        f"**{title}**\n\n![{title}](data:image/svg+xml;base64,{svg})" for title, svg in encoded.items()
-    )
+    return "\n\n".join(f"**{title}**\n\n{picture(title, svg)}" for title, svg in drawn.items() if svg)
+
+
+def rows_metadata(name: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Metadata:
+    """Rows as a table; nothing without rows."""
+    records = [dg.TableRecord({column: _cell(row.get(column)) for column in columns}) for row in rows]
+    return {name: dg.MetadataValue.table(records)} if records else {}
 
 
 def _value(value: Any) -> dg.MetadataValue[Any]:

@@ -65,7 +65,7 @@ class InlineLauncher:
         if op == "replay_events":
             await run_replay(self.store, config["replay_id"])
             return
-        if op == "rebuild":
+        if op == "rebuild_read_model":
             await rebuild(self.store.storage, read_model(config["name"]), fresh=config["fresh"])
             return
         replay = EventReplay(self.store)

@@ -32,7 +32,7 @@ def test_every_job_runs_in_one_process() -> None:
 def test_sensors_and_schedules_run_unless_switched_off() -> None:
     repository = defs.get_repository_def()
     assert {s.default_status for s in repository.sensor_defs} == {dg.DefaultSensorStatus.RUNNING}
-    assert [s.default_status for s in repository.schedule_defs] == [dg.DefaultScheduleStatus.RUNNING]
+    assert {s.default_status for s in repository.schedule_defs} == {dg.DefaultScheduleStatus.RUNNING}
 
 
 def test_the_workspace_names_the_location_that_embedded_runs_name() -> None:

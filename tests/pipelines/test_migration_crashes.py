@@ -11,8 +11,8 @@ import dagster as dg
 import pytest
 
 from eventsourcing.bootstrap import open_system
+from pipelines.crashes import crashed_migrations
 from pipelines.jobs import migrate
-from pipelines.sensors import crashed_migrations
 from resources.migration_journal import MigrationJournal
 from tests.pipelines.conftest import RunJob
 

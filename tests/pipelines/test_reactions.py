@@ -1,9 +1,6 @@
-"""The sensor's ticks, and the schedule's."""
+"""The ticks of the sensor of completed migrations."""
 
 from __future__ import annotations
-
-from datetime import UTC, datetime
-from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -12,8 +9,6 @@ from eventsourcing.errors import CursorAheadError
 from eventsourcing.testing import a_migration
 from pipelines import sensors
 from pipelines.definitions import defs
-from pipelines.jobs import replay
-from pipelines.schedules import nightly_replay
 from pipelines.sensors import completed_migrations
 from tests.pipelines.conftest import Append
 
@@ -45,7 +40,7 @@ def test_a_completed_migration_is_validated_and_snapshotted(append: Append) -> N
     result = _tick(cursor)
     assert result.run_requests is not None
     requests = {request.job_name: request for request in result.run_requests}
-    assert set(requests) == {"validate_sequence", "snapshot"}
+    assert set(requests) == {"validate_sequence", "snapshot"}, "no job ran it: there is no target to verify"
     assert requests["snapshot"].run_key == f"snapshot-{last.position}"
     config = requests["snapshot"].run_config["ops"]["create_snapshot"]["config"]
     assert config == {"aggregate_id": "migration-2"}
@@ -77,29 +72,6 @@ def test_requests_are_configurations_that_the_jobs_take(append: Append) -> None:
     assert requests
     for request in requests:
         assert dg.validate_run_config(_job(str(request.job_name)), request.run_config)
-
-
-def test_the_nightly_replay_takes_everything(tmp_path: Path) -> None:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        request = nightly_replay(_schedule_context(instance))
-    assert isinstance(request, dg.RunRequest)
-    assert request.run_key == "2024-05-01"
-    config = dg.validate_run_config(replay, request.run_config)
-    assert config["ops"]["replay_events"]["config"]["request"] == {"replay_type": "all"}
-
-
-def test_the_nightly_replay_waits_for_the_last_one(tmp_path: Path) -> None:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        instance.create_run_for_job(
-            replay, tags={"dagster/schedule_name": "nightly_replay"}, status=dg.DagsterRunStatus.STARTED
-        )
-        result = nightly_replay(_schedule_context(instance))
-    assert isinstance(result, dg.SkipReason)
-
-
-def _schedule_context(instance: dg.DagsterInstance) -> dg.ScheduleEvaluationContext:
-    night = datetime(2024, 5, 1, 2, tzinfo=UTC)
-    return dg.build_schedule_context(instance=instance, scheduled_execution_time=night)
 
 
 def _job(name: str) -> dg.JobDefinition:

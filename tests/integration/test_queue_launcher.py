@@ -1,0 +1,197 @@
+"""The launcher over a real Dagster deployment: webserver, daemon and run queue as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import httpx2
+import pytest
+import pytest_asyncio
+
+from api.launcher import LaunchError, make_launcher
+from api.queue_launcher import QueueLauncher
+from eventsourcing.bootstrap import open_system
+from eventsourcing.config import Settings
+from eventsourcing.replays import ReplayJournal, ReplayRequest
+from eventsourcing.storage.embedded import EmbeddedPostgres
+from eventsourcing.testing import a_migration
+from resources.dagster_home import LOCATION, prepare_dagster_home, workspace_file
+from tests.api.conftest import free_port
+
+ROOT = Path(__file__).parents[2]
+WAIT_S = 90.0
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def settings(postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    names = (f"queue_{uuid4().hex}", f"dagster_{uuid4().hex}")
+    for name in names:
+        postgres_server.ensure_database(name)
+    return Settings(
+        database_url=postgres_server.url(names[0]),
+        dagster_database_url=postgres_server.url(names[1], driver="psycopg2"),
+        data_dir=tmp_path_factory.mktemp("home"),
+        dagster_port=free_port(),
+        launcher="queue",
+    )
+
+
+@pytest.fixture(scope="module")
+def deployment(settings: Settings) -> Iterator[None]:
+    """A webserver and a daemon on the home of these settings."""
+    environment = {**os.environ, **prepare_dagster_home(settings), "PYTHONPATH": str(ROOT)}
+    tool, workspace = Path(sys.executable).parent, str(workspace_file(settings))
+    commands = [
+        (
+            str(tool / "dagster-webserver"),
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(settings.dagster_port),
+            "-w",
+            workspace,
+        ),
+        (str(tool / "dagster-daemon"), "run", "-w", workspace),
+    ]
+    log = (settings.data_dir / "dagster.log").open("wb")
+    running = [
+        subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        for command in commands
+    ]
+    try:
+        _answers(f"http://127.0.0.1:{settings.dagster_port}/server_info", running)
+        yield
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        log.close()
+
+
+def _answers(url: str, running: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            if httpx2.get(url, timeout=2).is_success:
+                return
+        except httpx2.HTTPError:
+            pass
+        assert all(process.poll() is None for process in running), "a process of Dagster ended"
+        assert time.monotonic() < deadline, "Dagster's webserver does not answer"
+        time.sleep(0.2)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def launcher(settings: Settings, deployment: None) -> AsyncIterator[QueueLauncher]:
+    async with open_system(settings) as system:
+        await system.store.append_events(a_migration())
+    made = make_launcher(settings)
+    assert isinstance(made, QueueLauncher)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def _replay(settings: Settings, **request: Any) -> tuple[str, dict[str, Any]]:
+    async with open_system(settings) as system:
+        replay_id = await ReplayJournal(system.store.storage).create(
+            ReplayRequest(replay_type="all", **request)
+        )
+    return replay_id, {"ops": {"replay_events": {"config": {"replay_id": replay_id}}}}
+
+
+async def _status(settings: Settings, replay_id: str) -> str:
+    async with open_system(settings) as system:
+        row = await ReplayJournal(system.store.storage).get(replay_id)
+    assert row is not None
+    return str(row["status"])
+
+
+async def test_a_long_job_goes_through_the_queue(launcher: QueueLauncher, settings: Settings) -> None:
+    replay_id, config = await _replay(settings)
+    run_id = await launcher.submit("replay", config, {"replay_id": replay_id})
+    assert await launcher.wait(run_id, 0) is None
+    assert await launcher.wait(run_id, WAIT_S) is True
+    assert await _status(settings, replay_id) == "completed"
+    run = launcher.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.tags["replay_id"] == replay_id
+    assert run.tags["esm/launcher"] == "queue"
+    assert run.remote_job_origin is not None
+    assert run.remote_job_origin.location_name == LOCATION
+    kinds = {
+        record.event_log_entry.dagster_event_type
+        for record in launcher.instance.get_records_for_run(run_id).records
+    }
+    assert {dg.DagsterEventType.PIPELINE_ENQUEUED, dg.DagsterEventType.RUN_SUCCESS} <= kinds
+
+
+async def test_a_running_job_is_ended_where_it_runs(launcher: QueueLauncher, settings: Settings) -> None:
+    replay_id, config = await _replay(settings, batch_size=1, delay_between_batches=2.0)
+    run_id = await launcher.submit("replay", config, {"replay_id": replay_id})
+    async with asyncio.timeout(WAIT_S):
+        while await _status(settings, replay_id) != "running":  # noqa: ASYNC110 - another process's row
+            await asyncio.sleep(0.1)
+    await launcher.cancel(run_id)
+    assert await launcher.wait(run_id, WAIT_S) is False
+    run = launcher.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.CANCELED
+    async with asyncio.timeout(WAIT_S):  # nobody beats for it any more
+        while await _status(settings, replay_id) not in ("cancelled", "interrupted"):  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+
+
+async def test_what_waits_in_the_queue_never_begins(launcher: QueueLauncher, settings: Settings) -> None:
+    replay_id, config = await _replay(settings)
+    run_id = await launcher.submit("replay", config, {})
+    await launcher.cancel(run_id)
+    assert await launcher.wait(run_id, WAIT_S) in (False, True)  # it may have begun already
+    run = launcher.instance.get_run_by_id(run_id)
+    assert run is not None
+    if run.status is dg.DagsterRunStatus.CANCELED:
+        assert await _status(settings, replay_id) in ("pending", "cancelled", "interrupted")
+
+
+async def test_short_jobs_do_not_wait_for_the_queue(launcher: QueueLauncher) -> None:
+    config = {"ops": {"create_snapshot": {"config": {"aggregate_id": "migration-123", "result_id": "r"}}}}
+    run_id = await launcher.submit("snapshot", config, {})
+    assert await launcher.wait(run_id, WAIT_S) is True
+    run = launcher.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.tags["esm/launcher"] == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("job", "config", "said"),
+    [("replay", {"ops": {"unknown": {}}}, "unknown"), ("no_such_job", {}, "no_such_job")],
+)
+async def test_what_a_job_does_not_take_is_refused_in_one_line(
+    launcher: QueueLauncher, job: str, config: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(LaunchError, match=said) as caught:
+        await launcher.submit(job, config, {})
+    assert "\n" not in str(caught.value)
+
+
+async def test_without_a_webserver_nothing_starts(settings: Settings) -> None:
+    alone = QueueLauncher(settings.model_copy(update={"dagster_port": free_port()}))
+    with pytest.raises(LaunchError, match="does not answer"):
+        await alone.submit("replay", {}, {})
+    await alone.stop()
