@@ -22,8 +22,9 @@ from api.launcher import Launcher, make_launcher
 from api.measured import metrics_router
 from api.migrations import migrations, pages
 from api.paging import next_link, page_of_events, page_of_states
-from api.problems import NOT_FOUND, ProblemError
+from api.problems import NOT_FOUND, POSITION_NOT_REACHED, ProblemError
 from api.publishing import batches, publishing
+from api.read_models import read_models
 from api.requests import JsonRoute
 from api.schemas import (
     EventFilters,
@@ -167,6 +168,7 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
         audit,
         migrations,
         pages,
+        read_models,
         health_router("event-service"),
         metrics_router(),
     ]
@@ -181,7 +183,9 @@ def main() -> None:
 async def _current(store: EventStore, model: ReadModel, params: ReadParams) -> None:
     """Bring a read model up to the horizon, which has reached what the caller asks for."""
     await reach(store, params.min_position)
-    await model.catch_up(store.storage)
+    position = await model.catch_up(store.storage)
+    if params.min_position is not None and position < params.min_position:  # another fold's: it stands still
+        raise ProblemError(POSITION_NOT_REACHED, "The read model is being rebuilt; it is not there yet.")
 
 
 async def _view(

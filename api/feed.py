@@ -19,6 +19,10 @@ from eventsourcing.tail import Slice
 
 log = logging.getLogger("esm.api.feed")
 
+READERS = 4
+"""How many streams read history at a time: a crowd that resumes at once waits its turn, and not in vain for
+a connection."""
+
 MAX_BUFFERED_EVENTS = 1000
 MAX_BUFFERED_BYTES = 8 * 1024 * 1024
 
@@ -81,6 +85,8 @@ class LiveFeed:
 
     def __init__(self, store: EventStore, encode: Encode) -> None:
         self._store, self._encode = store, encode
+        self.reading = asyncio.Semaphore(READERS)
+        """Held by whoever reads the store for a stream, a page at a time."""
         self._subscriptions: set[Subscription] = set()
         self._tailer: asyncio.Task[None] | None = None
         self._position = 0
@@ -92,7 +98,10 @@ class LiveFeed:
 
     async def position(self) -> int:
         """Where a subscription would begin now."""
-        return self._position if self._tailer is not None else await self._store.horizon()
+        if self._tailer is not None:
+            return self._position
+        async with self.reading:
+            return await self._store.horizon()
 
     @contextmanager
     def subscribe(

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from api.launcher import Launcher
 from api.problems import CONFLICT, INTERNAL, NOT_FOUND, UNAVAILABLE, ProblemError, invalid_field
-from eventsourcing import EventStore, NotFoundError
+from eventsourcing import EventStore, NotFoundError, StateForbidsError
 from eventsourcing.plugins import replay_handlers
 from eventsourcing.replays import UNFINISHED, ReplayJournal, ReplayRequest
 from eventsourcing.storage.base import StateTable
@@ -96,7 +96,32 @@ async def start_replay(store: EventStore, launcher: Launcher, request: ReplayReq
     if row.get("dagster_run_id") is not None:
         return replay_id  # asked for again, after the server died that was asked first
     if row.get("status") == "failed":
-        await journal.update(replay_id, status="pending", failure=None, end_time=None)
+        await journal.resume(replay_id)
+    await _run_pending(journal, launcher, replay_id)
+    return replay_id
+
+
+async def resume_replay(store: EventStore, launcher: Launcher, replay_id: str, token: UUID) -> None:
+    """Start the job that goes on with a replay which ended early; the same token starts it once.
+
+    Raises a 404 problem, 409 unless it is interrupted, failed or cancelled, 503 when the job does not start.
+    """
+    journal = ReplayJournal(store.storage)
+    row = await journal.get(replay_id)
+    if row is None:
+        raise ProblemError(NOT_FOUND, "Replay not found")
+    if row.get("resumed_by") == token.hex and row["status"] != "failed":
+        return  # asked for again, after the server died that was asked first
+    try:
+        await journal.resume(replay_id)
+    except StateForbidsError as error:
+        raise ProblemError(CONFLICT, f"The replay cannot be resumed: it is {error.status}.") from None
+    await journal.update(replay_id, resumed_by=token.hex)
+    await _run_pending(journal, launcher, replay_id)
+
+
+async def _run_pending(journal: ReplayJournal, launcher: Launcher, replay_id: str) -> None:
+    """Start the job of a pending replay; when it does not start, the row says so."""
     config = {"ops": {"replay_events": {"config": {"replay_id": replay_id}}}}
     try:
         run_id = await submit(launcher, "replay", config, {"replay_id": replay_id})
@@ -104,7 +129,6 @@ async def start_replay(store: EventStore, launcher: Launcher, request: ReplayReq
         await journal.update(replay_id, status="failed", failure=problem.detail, end_time=datetime.now(UTC))
         raise
     await journal.update(replay_id, dagster_run_id=run_id)
-    return replay_id
 
 
 async def cancel_replay(store: EventStore, launcher: Launcher, replay_id: str) -> None:

@@ -21,7 +21,7 @@ from api.doors import open_doors, still_admitted
 from api.feed import LiveFeed
 from api.health import health_router
 from api.idempotency import DoneOnce
-from api.jobs import SNAPSHOT, VALIDATION, answer, cancel_replay, finished_replay, start_replay
+from api.jobs import SNAPSHOT, VALIDATION, answer, cancel_replay, finished_replay, resume_replay, start_replay
 from api.launcher import Launcher, make_launcher
 from api.measured import metrics_router
 from api.paging import cursor_after, key_before, next_link
@@ -129,6 +129,26 @@ async def delete_replay(store: OpenStore, jobs: Jobs, replay_id: str) -> Respons
     return json_response(orjson.dumps({"message": f"Replay {replay_id} cancelled"}))
 
 
+@replays.post(
+    "/replay/{replay_id}/resume",
+    status_code=202,
+    response_model=None,
+    responses={**JOB, **problems(404)},
+    openapi_extra=needs(Scope.REPLAY),
+)
+async def resume(store: OpenStore, jobs: Jobs, replay_id: str, once: DoneOnce) -> Response:
+    """Go on with a replay that was interrupted, failed or cancelled, from where it is."""
+    _require_form(replay_id)
+
+    async def go_on(token: UUID) -> Response:
+        await resume_replay(store, jobs, replay_id, token)
+        content = {"replay_id": replay_id, "status": "started", "message": f"Replay {replay_id} resumed"}
+        headers = {"Location": f"/replay/{replay_id}", "Retry-After": "1"}
+        return json_response(orjson.dumps(content), 202, headers)
+
+    return await once(go_on)
+
+
 @aggregates.post(
     "/snapshot",
     status_code=201,
@@ -200,7 +220,7 @@ async def stream_events(
     last_event_id: Annotated[str | None, Header(pattern=r"^\d{0,18}$")] = None,
 ) -> Response:
     """Server-sent events: history from the point asked for, then live, without a gap or a repeat."""
-    after = await first_position(store, after=params.after, last_event_id=last_event_id)
+    after = await first_position(store, feed, after=params.after, last_event_id=last_event_id)
     encode = event_frame if caller.sees_personal_data else masked_frame
     stream = EventStream(store, feed, params.query(), after=after, encode=encode)
     return StreamResponse(stream, still_admitted=partial(still_admitted, request))
@@ -243,9 +263,12 @@ SHOWN = (
     "errors",
     "error_count",
     "failure",
+    "difference",
     "progress",
     "rate",
     "eta",
+    "position",
+    "from_snapshot",
     "dagster_run_id",
 )
 

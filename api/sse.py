@@ -56,16 +56,19 @@ def _frame(event: RecordedEvent, data: bytes) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.position, event.event_type.encode(), data)
 
 
-async def first_position(store: EventStore, *, after: str | None, last_event_id: str | None) -> int:
+async def first_position(
+    store: EventStore, feed: LiveFeed, *, after: str | None, last_event_id: str | None
+) -> int:
     """The position a stream begins after: the last id seen, else `after`, else the beginning.
 
     Raises CursorAheadError for a position that the store has not reached.
     """
     given = last_event_id or after or "0"
-    if given == "now":
-        return await store.horizon()
-    position = int(given)
-    await _require_reached(store, position)
+    async with feed.reading:
+        if given == "now":
+            return await store.horizon()
+        position = int(given)
+        await _require_reached(store, position)
     return position
 
 
@@ -138,13 +141,20 @@ class EventStream:
         """What matches up to a position, from the store."""
         if goal <= self._position:
             return
-        window = self._query.where(after_position=self._position, to_position=goal)
-        async for batch in self._store.read_batches(window, batch_size=_BATCH):
-            self._position = self._told = batch[-1].position
-            yield b"".join(map(self._encode, batch))
-            if self._ending:
-                return
-        self._position = goal
+        more = True
+        while more and not self._ending:
+            page = await self._page(goal)
+            more = len(page) == _BATCH
+            self._position = page[-1].position if more else goal
+            if page:
+                self._told = page[-1].position
+                yield b"".join(map(self._encode, page))
+
+    async def _page(self, goal: int) -> list[RecordedEvent]:
+        """The next events, read when it is this stream's turn; a limit keeps the store from reading ahead."""
+        query = self._query.where(after_position=self._position, to_position=goal, limit=_BATCH)
+        async with self._feed.reading:
+            return [event async for event in self._store.read(query, batch_size=_BATCH)]
 
     async def _live(self, live: Subscription) -> AsyncIterator[bytes]:
         told_at = time.monotonic()

@@ -75,6 +75,20 @@ class SequenceConfig(dg.Config):
     result_id: str | None = Field(default=None, description="Key of the result; the run's id unless given.")
 
 
+class RebuildConfig(dg.Config):
+    """A read model to fold anew beside the live one."""
+
+    name: str = Field(description="Name of a read model.")
+    fresh: bool = Field(default=False, description="Start over what was begun before.")
+    switch: bool = Field(default=False, description="Make it the live one when it is ready.")
+
+
+class VerifySnapshotsConfig(dg.Config):
+    """Snapshots to hold against their events."""
+
+    aggregate_id: str | None = Field(default=None, description="Only of this aggregate.")
+
+
 class SnapshotsConfig(dg.Config):
     """Snapshots of the migrations that ended lately and went on since their last snapshot."""
 

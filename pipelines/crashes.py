@@ -56,6 +56,6 @@ async def _interrupt_replay(replay_id: str, run_id: str) -> bool:
         if row is None or row["status"] not in UNFINISHED or row.get("dagster_run_id") not in (None, run_id):
             return False
         await journal.update(
-            replay_id, status="interrupted", failure="its run died", end_time=datetime.now(UTC)
+            replay_id, status="interrupted", owner=None, failure="its run died", end_time=datetime.now(UTC)
         )
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
+from eventsourcing.readmodels import READ_MODELS
 from pipelines.crashes import crashed_migrations, crashed_replays
 from pipelines.jobs import JOBS, RESOURCES, STAGES
 from pipelines.processes import broken_processes
@@ -14,6 +15,10 @@ _REPLAYED = ("all", "aggregate", "type", "correlation")
 _PLOTS = [
     *(dg.AssetSpec(["migration", stage.name], description=stage.description) for stage in STAGES),
     *(dg.AssetSpec(["replay", kind], description=f"Replays of {kind}.") for kind in _REPLAYED),
+    *(
+        dg.AssetSpec(["rebuild", model.name], description="Rebuilds of a read model.")
+        for model in READ_MODELS
+    ),
 ]
 """What is observed rather than made: the numbers of each stage and of each replay, run by run."""
 

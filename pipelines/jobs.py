@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.config import MigrateConfig
-from pipelines.ops import afterwards, dead_letters, processes
+from pipelines.ops import afterwards, dead_letters, processes, read_models
 from pipelines.ops import backfill as backfills
 from pipelines.ops import migration as stages
 from pipelines.ops import replay as replays
@@ -103,6 +103,18 @@ def snapshot_migrations() -> None:
 
 
 @dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def verify_snapshots() -> None:
+    """Check that stored snapshots are what their events come to."""
+    read_models.hold_snapshots()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
+def rebuild() -> None:
+    """Fold a read model anew beside the live one, and say how they differ."""
+    read_models.rebuild_read_model()
+
+
+@dg.job(**_IN_PROCESS, tags={"owner": "replay"})
 def check_processes() -> None:
     """Check that streams keep to a process model; the first event that broke it fails the run."""
     processes.keep_to_process()
@@ -129,6 +141,8 @@ JOBS = [
     replay,
     snapshot,
     snapshot_migrations,
+    verify_snapshots,
+    rebuild,
     validate_sequence,
     check_processes,
     redrive,

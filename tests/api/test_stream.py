@@ -225,17 +225,17 @@ async def test_a_stream_ends_when_the_store_was_restored(store: EventStore) -> N
     assert [name for _, name, _ in frames] == ["caught-up"]
 
 
-async def test_where_a_stream_begins(store: EventStore) -> None:
+async def test_where_a_stream_begins(store: EventStore, feed: LiveFeed) -> None:
     recorded = await store.append_events([an_event(number) for number in range(3)])
     head = recorded[-1].position
-    assert await first_position(store, after=None, last_event_id=None) == 0
-    assert await first_position(store, after="now", last_event_id=None) == head
-    assert await first_position(store, after="2", last_event_id=None) == 2
-    assert await first_position(store, after="2", last_event_id="1") == 1
-    assert await first_position(store, after="now", last_event_id="1") == 1
-    assert await first_position(store, after="2", last_event_id="") == 2
+    assert await first_position(store, feed, after=None, last_event_id=None) == 0
+    assert await first_position(store, feed, after="now", last_event_id=None) == head
+    assert await first_position(store, feed, after="2", last_event_id=None) == 2
+    assert await first_position(store, feed, after="2", last_event_id="1") == 1
+    assert await first_position(store, feed, after="now", last_event_id="1") == 1
+    assert await first_position(store, feed, after="2", last_event_id="") == 2
     with pytest.raises(CursorAheadError):
-        await first_position(store, after=None, last_event_id=str(head + 1))
+        await first_position(store, feed, after=None, last_event_id=str(head + 1))
 
 
 async def test_a_stream_may_begin_between_the_feed_and_the_head(store: EventStore, feed: LiveFeed) -> None:
