@@ -140,7 +140,7 @@ class EventStore:
         their number. Repeating the call under the same name with the same rows appends what is
         missing. `on_chunk` is told after each chunk. An iterable keeps memory flat.
         Raises InvalidEventError naming the column and the row, ConcurrencyError, DuplicateEventError,
-        UnavailableError; the chunks before it stay stored, and the call can be repeated.
+        UnavailableError; chunks before it stay stored, one behind it may be, and the call can be repeated.
         """
         from eventsourcing.frames import append_frame  # loads polars, which only frames need
 

@@ -262,19 +262,24 @@ async def test_many_keys_are_set_whether_they_were_there_or_not(store: EventStor
             assert len(found) == (len(everybody[::3]) if round_ == 0 else len(everybody))
             if round_ == 0:
                 await states.put(ONE, everybody[1], "since")
-            await states.put_many(ONE, dict.fromkeys(everybody, {"is": value}))
+            wanted: dict[str, Any] = {key: {"is": value} for key in everybody}
+            await states.put_many(ONE, wanted)
             await states.put_many(ONE, {everybody[0]: "again"})
         async with store.storage.transaction() as states:
             values = await states.get_many(ONE, everybody)
-            assert values == {**dict.fromkeys(everybody, {"is": value}), everybody[0]: "again"}
+            assert values == wanted | {everybody[0]: "again"}
             assert (await states.get_many(TWO, everybody)) == dict.fromkeys(everybody, "other")
 
 
 async def test_what_was_copied_in_is_undone_with_its_transaction(store: EventStore) -> None:
     everybody = [f"user-{number:05d}" for number in range(COPY_FROM)]
-    with pytest.raises(RuntimeError, match="given up"):
+
+    async def given_up() -> None:
         async with store.storage.transaction() as states:
             assert await states.get_many(ONE, everybody) == {}
             await states.put_many(ONE, dict.fromkeys(everybody, 1))
             raise RuntimeError("given up")
+
+    with pytest.raises(RuntimeError, match="given up"):
+        await given_up()
     assert await keys(store) == []
