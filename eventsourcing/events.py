@@ -394,10 +394,10 @@ class TypedEvent(BaseEvent):
         own["metadata"] = dict(fields.get("metadata", ()))
         own["data"], defaulted = complete_payload(cls, fields["data"], own["timestamp"])
         event = _new(cls)
-        _set(event, "__dict__", own)
-        _set(event, "__pydantic_fields_set__", set(fields))
-        _set(event, "__pydantic_extra__", None)
-        _set(event, "__pydantic_private__", {"_defaulted": defaulted})
+        _set_fields(event, own)
+        _set_names(event, set(fields))
+        _set_extra(event, None)
+        _set_private(event, {"_defaulted": defaulted})
         return event
 
     @property

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import pytest
-
 from eventsourcing import (
     BaseEvent,
     ConcurrencyError,
@@ -37,7 +35,7 @@ async def test_callers_at_once_are_each_answered_with_their_own(store: EventStor
 
 async def test_they_share_commits(store: EventStore) -> None:
     if not isinstance(store.storage, PostgresStorage):
-        pytest.skip("nothing is committed in memory")
+        return  # nothing is committed in memory
     await asyncio.gather(*(store.append_event(draft(f"seat-{caller}")) for caller in range(CALLERS)))
     commits = await store.storage.pool.fetchval("SELECT count(DISTINCT xmin::text) FROM events")
     assert commits < CALLERS / 2
