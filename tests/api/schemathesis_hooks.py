@@ -8,7 +8,7 @@ import orjson
 import schemathesis
 
 
-@schemathesis.serializer("application/x-ndjson")  # type: ignore[untyped-decorator] # it has no types of its own
+@schemathesis.serializer("application/x-ndjson")
 def lines(_context: Any, value: Any) -> bytes:
     """Lines of JSON from whatever was generated."""
     if isinstance(value, bytes):
@@ -16,7 +16,7 @@ def lines(_context: Any, value: Any) -> bytes:
     return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else orjson.dumps(value)
 
 
-@schemathesis.hook  # type: ignore[untyped-decorator] # it has no types of its own
+@schemathesis.hook
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
     """Wait for no position that nobody was given: that takes five seconds, and 503 is the answer."""
     if len(str((case.query or {}).get("min_position", ""))) > 1:
