@@ -110,5 +110,9 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-CurrentCaller = Annotated[Caller, Depends(caller_of)]
+async def _caller(request: Request) -> Caller:
+    return caller_of(request)
+
+
+CurrentCaller = Annotated[Caller, Depends(_caller)]
 """The caller, for a route whose answer depends on who asks."""

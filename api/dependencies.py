@@ -19,15 +19,17 @@ POSITION_WAIT_S = 5.0
 """How long a read waits for its `min_position`."""
 
 
-def _system(request: Request) -> System:
+async def _system(request: Request) -> System:
     system: System = request.app.state.system
     return system
 
 
-def _store(request: Request) -> EventStore:
-    return _system(request).store
+async def _store(request: Request) -> EventStore:
+    store: EventStore = request.app.state.system.store
+    return store
 
 
+# FastAPI sends a dependency that is no coroutine to a thread, which costs more than the whole route.
 OpenSystem = Annotated[System, Depends(_system)]
 """The system that the service's lifespan opened."""
 

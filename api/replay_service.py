@@ -54,12 +54,12 @@ aggregates = APIRouter(route_class=JsonRoute, tags=["aggregates"])
 streams = APIRouter(route_class=StreamRoute, tags=["events"])
 
 
-def _launcher(request: Request) -> Launcher:
+async def _launcher(request: Request) -> Launcher:
     launcher: Launcher = request.app.state.launcher
     return launcher
 
 
-def _feed(request: Request) -> LiveFeed:
+async def _feed(request: Request) -> LiveFeed:
     feed: LiveFeed = request.app.state.feed
     return feed
 

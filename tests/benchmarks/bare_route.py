@@ -19,8 +19,8 @@ from pydantic import BaseModel
 from tests.benchmarks.measure import plain_url
 
 INSERT = """
-INSERT INTO events
-    (event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp", metadata, data)
+INSERT INTO events (event_id, event_type, aggregate_id, aggregate_type, event_version, "timestamp", metadata,
+                    data)
 VALUES ($1, $2, $3, $4, 1, $5, '{}', $6) RETURNING position
 """
 
