@@ -253,13 +253,13 @@ def test_what_callers_send_stands_in_no_log(deployment: Deployment) -> None:
         assert canary not in log.read_text("utf-8"), log.name
 
 
-def test_planted_a_setting_that_is_none_and_a_secret_that_is_not_given_are_found(tmp_path: Path) -> None:
+def test_planted_a_setting_that_is_none_and_a_secret_that_is_not_given_are_found(place: Path) -> None:
     compose = load_compose(ROOT / "docker-compose.yml")
     service = compose["services"]["event-service"]
     service["depends_on"] = {}
     wrong = copy.deepcopy(compose)
     wrong["services"]["event-service"]["environment"]["ESM_TYPO"] = "1"
-    rehearsal = Rehearsal(wrong, tmp_path, {})
+    rehearsal = Rehearsal(wrong, place, {})
     rehearsal.up("event-service")
     with pytest.raises(RehearsalError, match="ESM_TYPO is not a setting"):
         rehearsal.await_healthy()
@@ -267,4 +267,4 @@ def test_planted_a_setting_that_is_none_and_a_secret_that_is_not_given_are_found
     with pytest.raises(
         RehearsalError, match="event-service is not given the secret /run/secrets/hmac_secret"
     ):
-        Rehearsal(compose, tmp_path, {}).up("event-service")
+        Rehearsal(compose, place, {}).up("event-service")
