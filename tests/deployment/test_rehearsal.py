@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
@@ -16,7 +17,7 @@ import httpx2
 import psutil
 import pytest
 
-from deploy.rehearse import ROOT
+from deploy.rehearse import ROOT, Rehearsal, RehearsalError, load_compose
 from tests.deployment.conftest import Deployment
 
 pytestmark = pytest.mark.timeout(600)
@@ -225,3 +226,45 @@ def test_every_documented_metric_is_scraped_and_every_scraped_one_is_documented(
     while (found := scraped(deployment)) != documented() and time.monotonic() < deadline:
         time.sleep(1)
     assert found == documented()
+
+
+def test_what_callers_send_stands_in_no_log(deployment: Deployment) -> None:
+    """Secrets and people: refused, stored, failed on the way, in the path, in a header."""
+    canary = "canary-8c1d"
+    url = deployment.url("event-service", EVENTS)
+    secret = started("leaky") | {"data": {"source_config": {"password": canary}, "target_config": {}}}
+    assert httpx2.post(f"{url}/events", json=secret).status_code == 422
+    person = {
+        "event_type": "user.migrated",
+        "aggregate_id": "user-77",
+        "aggregate_type": "user",
+        "data": {"username": canary, "source_data": {"mail": f"{canary}@example.org"}, "target_data": {}},
+    }
+    assert httpx2.post(f"{url}/events", json=person).status_code == 201
+    httpx2.post(f"{url}/events", content=f'{{"event_type": "{canary}')
+    httpx2.get(f"{url}/events", params={"cursor": canary}, headers={"Authorization": f"Bearer {canary}"})
+    httpx2.get(f"{url}/{canary}", headers={"X-Request-Id": f"{canary} and more"})
+    until(lambda: "user-77" in (deployment.rehearsal.directory / "worker.log").read_text("utf-8"))
+    logs = [
+        *deployment.rehearsal.directory.glob("*.log"),
+        *deployment.rehearsal.directory.glob("data/logs/*"),
+    ]
+    for log in logs:
+        assert canary not in log.read_text("utf-8"), log.name
+
+
+def test_planted_a_setting_that_is_none_and_a_secret_that_is_not_given_are_found(place: Path) -> None:
+    compose = load_compose(ROOT / "docker-compose.yml")
+    service = compose["services"]["event-service"]
+    service["depends_on"] = {}
+    wrong = copy.deepcopy(compose)
+    wrong["services"]["event-service"]["environment"]["ESM_TYPO"] = "1"
+    rehearsal = Rehearsal(wrong, place, {})
+    rehearsal.up("event-service")
+    with pytest.raises(RehearsalError, match="ESM_TYPO is not a setting"):
+        rehearsal.await_healthy()
+    service["secrets"].remove("hmac_secret")
+    with pytest.raises(
+        RehearsalError, match="event-service is not given the secret /run/secrets/hmac_secret"
+    ):
+        Rehearsal(compose, place, {}).up("event-service")

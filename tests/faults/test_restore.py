@@ -125,7 +125,7 @@ async def test_checkpoints_above_the_head_refuse_everything_until_the_rebase(
         EventStore(storage=PostgresStorage(url)).append_event(draft()),
         EventStore(storage=PostgresStorage(url)).horizon(),
     ):
-        with pytest.raises(CursorAheadError, match=r"docs/restore\.md") as caught:
+        with pytest.raises(CursorAheadError, match=r"docs/guides/backup-and-restore\.md") as caught:
             await refused
         assert (caught.value.cursor, caught.value.head) == (KEPT, 4)
     assert (await rebase(url)).last == KEPT
