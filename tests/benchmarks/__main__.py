@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from eventsourcing.bootstrap import collect_rarely
-from tests.benchmarks import bus, folds, launch, memory, migration, scale, store
+from tests.benchmarks import bus, folds, launch, memory, migration, scale, store, streams
 from tests.benchmarks.measure import Report
 
 SECTIONS: dict[str, Callable[[Report], Awaitable[None]]] = {
@@ -21,6 +21,7 @@ SECTIONS: dict[str, Callable[[Report], Awaitable[None]]] = {
     "bus": bus.measure,
     "folds": folds.measure,
     "launch": launch.measure,
+    "streams": streams.measure,
     "migration": lambda _: asyncio.to_thread(migration.main, 1_000_000),
 }
 

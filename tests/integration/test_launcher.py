@@ -18,6 +18,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from api.jobs import settle_replays
 from api.launcher import EmbeddedLauncher, LaunchError
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
