@@ -14,9 +14,10 @@ from typing import Any
 import httpx2
 from dagster import DagsterInstance
 
-from api.launcher import LOCATION, REPOSITORY, SHORT_JOBS, EmbeddedLauncher, LaunchError
+from api.launcher import REPOSITORY, SHORT_JOBS, EmbeddedLauncher, LaunchError
 from eventsourcing.canonical import decode, encode
 from eventsourcing.config import Settings
+from resources.dagster_home import LOCATION
 
 _TIMEOUT_S = 30.0
 _POLL_S = 0.25

@@ -17,14 +17,14 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from api.launcher import LOCATION, LaunchError, make_launcher
+from api.launcher import LaunchError, make_launcher
 from api.queue_launcher import QueueLauncher
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.testing import a_migration
-from resources.dagster_home import prepare_dagster_home, workspace_file
+from resources.dagster_home import LOCATION, prepare_dagster_home, workspace_file
 from tests.api.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +154,7 @@ async def test_a_running_job_is_ended_where_it_runs(launcher: QueueLauncher, set
     assert run is not None
     assert run.status is dg.DagsterRunStatus.CANCELED
     async with asyncio.timeout(WAIT_S):  # nobody beats for it any more
-        while await _status(settings, replay_id) not in ("cancelled", "interrupted"):  # noqa: ASYNC110
+        while await _status(settings, replay_id) not in ("cancelled", "interrupted"):  # noqa: ASYNC110 - another process's row
             await asyncio.sleep(0.5)
 
 
