@@ -21,7 +21,16 @@ from api.doors import open_doors, still_admitted
 from api.feed import LiveFeed
 from api.health import health_router
 from api.idempotency import DoneOnce
-from api.jobs import SNAPSHOT, VALIDATION, answer, cancel_replay, finished_replay, resume_replay, start_replay
+from api.jobs import (
+    SNAPSHOT,
+    VALIDATION,
+    answer,
+    cancel_replay,
+    finished_replay,
+    resume_replay,
+    settle_replays,
+    start_replay,
+)
 from api.launcher import Launcher, make_launcher
 from api.measured import metrics_router
 from api.paging import cursor_after, key_before, next_link
@@ -238,6 +247,7 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
             async with open_doors(app, system):
                 try:
                     await jobs.start()
+                    await settle_replays(system.store, jobs)
                     yield
                 finally:
                     await jobs.stop()

@@ -68,43 +68,66 @@ async def service(
     assert process.wait(timeout=20) == 0
 
 
+AGGREGATE = {"replay_type": "aggregate", "aggregate_id": "m-1"}
+SNAPSHOT = {"aggregate_id": "m-1"}
+COMPARED = {"aggregate_id": "m-1", "expected_sequence": SEQUENCE}
+JSON, TEXT = {"Content-Type": "application/json"}, {"Content-Type": "text/plain"}
+
+STARTS = [
+    Call("POST", "/replay", 202, json={"replay_type": "all"}),
+    Call("POST", "/replay", 202, json=AGGREGATE),
+    Call("POST", "/replay", 202, json={"replay_type": "type", "event_types": ["user.migrated"]}),
+    Call("POST", "/replay", 202, json={"replay_type": "correlation", "correlation_id": str(uuid4())}),
+    Call("POST", "/replay", 202, json={"replay_type": "all", "dry_run": True}),
+    *(
+        Call("POST", "/replay", 422, "invalid", json=body)
+        for body in (
+            {},
+            {"replay_type": "some"},
+            {"replay_type": "aggregate"},
+            {"replay_type": "type"},
+            {"replay_type": "correlation"},
+            {"replay_type": "all", "handlers": ["nobody"]},
+            {"replay_type": "all", "batch_size": 0},
+            {"replay_type": "all", "surplus": 1},
+        )
+    ),
+    Call("POST", "/replay", 400, "malformed-json", content=b"{", headers=JSON),
+    Call("POST", "/replay", 415, "unsupported-media-type", content=b"{}", headers=TEXT),
+    Call("POST", "/replay", 413, "too-large", json={"replay_type": "all", "handlers": ["x" * 2**21]}),
+    Call("POST", "/replay", 406, "not-acceptable", json=AGGREGATE, headers={"Accept": "text/html"}),
+    Call("PUT", "/replay", 405, "method-not-allowed", json=AGGREGATE),
+]
+
+QUESTIONS = [
+    Call("POST", "/snapshot", 201, json={**SNAPSHOT, "up_to_version": 2}),
+    Call("POST", "/snapshot", 404, "not-found", json={"aggregate_id": "nobody"}),
+    Call("POST", "/snapshot", 422, "invalid", json={**SNAPSHOT, "up_to_version": 0}),
+    Call("GET", "/snapshot/m-1", 200),
+    Call("GET", "/snapshot/nobody", 404, "not-found"),
+    Call("POST", "/validate-sequence", 200, json=COMPARED),
+    Call("POST", "/validate-sequence", 200, json={"aggregate_id": "m-1", "model": "migration"}),
+    Call("POST", "/validate-sequence", 404, "not-found", json={**COMPARED, "aggregate_id": "nobody"}),
+    Call("POST", "/validate-sequence", 422, "invalid", json={"aggregate_id": "m-1"}),
+    Call("POST", "/validate-sequence", 422, "invalid", json={**COMPARED, "model": "migration"}),
+    Call("POST", "/validate-sequence", 422, "invalid", json={"aggregate_id": "m-1", "model": "none"}),
+    Call("GET", "/events/stream?after=x", 422, "invalid"),
+    Call("GET", "/events/stream?after=999999", 409, "cursor-ahead"),
+    Call("GET", "/events/stream", 406, "not-acceptable", headers={"Accept": "application/json"}),
+    Call("GET", "/health", 200),
+    Call("GET", "/livez", 200),
+    Call("GET", "/readyz", 200),
+    Call("GET", "/metrics", 200),
+    Call("GET", "/nowhere", 404, "not-found"),
+]
+
+
 def calls(done: str, slow: str, key: str) -> list[Call]:
-    """The calls, given a replay that is done, one that runs for minutes, and a key in use for a snapshot."""
-    aggregate = {"replay_type": "aggregate", "aggregate_id": "m-1"}
-    snapshot = {"aggregate_id": "m-1"}
-    sequence = {"aggregate_id": "m-1", "expected_sequence": SEQUENCE}
-    text = {"Content-Type": "text/plain"}
+    """All calls, given a replay that is done, one that runs for minutes, and a key for one snapshot."""
+    keyed = {"Idempotency-Key": key}
+    reused = "idempotency-key-reused"
     return [
-        Call("POST", "/replay", 202, json={"replay_type": "all"}),
-        Call("POST", "/replay", 202, json=aggregate),
-        Call("POST", "/replay", 202, json={"replay_type": "type", "event_types": ["user.migrated"]}),
-        Call("POST", "/replay", 202, json={"replay_type": "correlation", "correlation_id": str(uuid4())}),
-        Call("POST", "/replay", 202, json={"replay_type": "all", "dry_run": True}),
-        *(
-            Call("POST", "/replay", 422, "invalid", json=body)
-            for body in (
-                {},
-                {"replay_type": "some"},
-                {"replay_type": "aggregate"},
-                {"replay_type": "type"},
-                {"replay_type": "correlation"},
-                {"replay_type": "all", "handlers": ["nobody"]},
-                {"replay_type": "all", "batch_size": 0},
-                {"replay_type": "all", "surplus": 1},
-            )
-        ),
-        Call(
-            "POST",
-            "/replay",
-            400,
-            "malformed-json",
-            content=b"{",
-            headers={"Content-Type": "application/json"},
-        ),
-        Call("POST", "/replay", 415, "unsupported-media-type", content=b"{}", headers=text),
-        Call("POST", "/replay", 413, "too-large", json={"replay_type": "all", "handlers": ["x" * 2**21]}),
-        Call("POST", "/replay", 406, "not-acceptable", json=aggregate, headers={"Accept": "text/html"}),
-        Call("PUT", "/replay", 405, "method-not-allowed", json=aggregate),
+        *STARTS,
         Call("GET", "/replay", 200),
         Call("GET", "/replay?limit=1", 200),
         Call("GET", "/replay?limit=0", 422, "invalid"),
@@ -123,35 +146,10 @@ def calls(done: str, slow: str, key: str) -> list[Call]:
         Call("POST", f"/replay/{done}/resume", 409, "conflict"),
         Call("POST", f"/replay/{NEVER}/resume", 404, "not-found"),
         Call("DELETE", f"/replay/{slow}", 200),
-        Call("POST", "/snapshot", 201, json=snapshot, headers={"Idempotency-Key": key}),
-        Call("POST", "/snapshot", 201, json=snapshot, headers={"Idempotency-Key": key}),
-        Call(
-            "POST",
-            "/snapshot",
-            422,
-            "idempotency-key-reused",
-            json={"aggregate_id": "m-2"},
-            headers={"Idempotency-Key": key},
-        ),
-        Call("POST", "/snapshot", 201, json={**snapshot, "up_to_version": 2}),
-        Call("POST", "/snapshot", 404, "not-found", json={"aggregate_id": "nobody"}),
-        Call("POST", "/snapshot", 422, "invalid", json={**snapshot, "up_to_version": 0}),
-        Call("GET", "/snapshot/m-1", 200),
-        Call("GET", "/snapshot/nobody", 404, "not-found"),
-        Call("POST", "/validate-sequence", 200, json=sequence),
-        Call("POST", "/validate-sequence", 200, json={"aggregate_id": "m-1", "model": "migration"}),
-        Call("POST", "/validate-sequence", 404, "not-found", json={**sequence, "aggregate_id": "nobody"}),
-        Call("POST", "/validate-sequence", 422, "invalid", json={"aggregate_id": "m-1"}),
-        Call("POST", "/validate-sequence", 422, "invalid", json={**sequence, "model": "migration"}),
-        Call("POST", "/validate-sequence", 422, "invalid", json={"aggregate_id": "m-1", "model": "none"}),
-        Call("GET", "/events/stream?after=x", 422, "invalid"),
-        Call("GET", "/events/stream?after=999999", 409, "cursor-ahead"),
-        Call("GET", "/events/stream", 406, "not-acceptable", headers={"Accept": "application/json"}),
-        Call("GET", "/health", 200),
-        Call("GET", "/livez", 200),
-        Call("GET", "/readyz", 200),
-        Call("GET", "/metrics", 200),
-        Call("GET", "/nowhere", 404, "not-found"),
+        Call("POST", "/snapshot", 201, json=SNAPSHOT, headers=keyed),
+        Call("POST", "/snapshot", 201, json=SNAPSHOT, headers=keyed),
+        Call("POST", "/snapshot", 422, reused, json={"aggregate_id": "m-2"}, headers=keyed),
+        *QUESTIONS,
     ]
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from eventsourcing.bootstrap import collect_rarely
-from tests.benchmarks import bus, folds, http, launch, memory, migration, scale, soak, store
+from tests.benchmarks import bus, folds, http, launch, memory, migration, scale, soak, store, streams
 from tests.benchmarks.measure import Report
 
 SECTIONS: dict[str, Callable[[Report], Awaitable[None]]] = {
@@ -23,6 +23,7 @@ SECTIONS: dict[str, Callable[[Report], Awaitable[None]]] = {
     "soak": soak.measure,
     "folds": folds.measure,
     "launch": launch.measure,
+    "streams": streams.measure,
     "migration": lambda _: asyncio.to_thread(migration.main, 1_000_000),
 }
 

@@ -60,13 +60,13 @@ def migrated(append: Append) -> str:
 
 def test_a_rebuild_shows_what_differs_and_switches(migrated: str, run_job: RunJob) -> None:
     asyncio.run(_spoilt(None, f"user-{migrated}-3", username="wrong"))
-    config = {"ops": {"rebuild_read_model": {"config": {"name": MODEL.name}}}}
+    config: dict[str, Any] = {"ops": {"rebuild_read_model": {"config": {"name": MODEL.name}}}}
     first = _metadata(run_job("rebuild", config))
     assert (first["rows"].value, first["changed"].value, first["same"].value) == (1, 1, 4)
     assert _rows(first["differences"]) == [
         {"key": f"user-{migrated}-3", "kind": "changed", "fields": "username"}
     ]
-    config["ops"]["rebuild_read_model"]["config"] |= {"fresh": True, "switch": True}  # type: ignore[dict-item]
+    config["ops"]["rebuild_read_model"]["config"] |= {"fresh": True, "switch": True}
     assert run_job("rebuild", config).success
     again = {"ops": {"rebuild_read_model": {"config": {"name": MODEL.name, "fresh": True}}}}
     assert _metadata(run_job("rebuild", again))["rows"].value == 0
