@@ -4,6 +4,9 @@ Each chunk is atomic. A manifest says which chunks are stored; repeating a call 
 the same rows appends what is missing, and nothing twice: the ids of the events are those of the rows or
 follow from the name and the row's number. A crash between a chunk and its entry in the manifest costs
 that chunk's look-up and no event.
+
+Two chunks are written at a time, each behind the one before it. Chunks that share an aggregate are written
+one after the other, so that its rows keep their order even where a chunk has to begin again.
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ AT_ONCE = 2
 """How many chunks are written at the same time: while one is encoded, the server is busy with the other."""
 
 _SEPARATOR = "\x1f"
+
+
+def _numbers(*positions: int | None) -> list[int]:
+    return [position for position in positions if position is not None]
 
 
 class ArrowStream(Protocol):
@@ -74,8 +81,8 @@ class AppendManifest:
             appended=self.appended + receipt.appended,
             appended_now=self.appended_now + (receipt.appended if now else 0),
             found=self.found + receipt.found,
-            first_position=self.first_position or receipt.first_position,
-            last_position=receipt.last_position or self.last_position,
+            first_position=min(_numbers(self.first_position, receipt.first_position), default=None),
+            last_position=max(_numbers(self.last_position, receipt.last_position), default=None),
         )
 
 

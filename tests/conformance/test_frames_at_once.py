@@ -19,7 +19,7 @@ import pytest
 
 from eventsourcing import ConcurrencyError, EventQuery, EventStore, RecordedEvent
 from eventsourcing.columnar import RowIds
-from eventsourcing.frames import CHUNKS
+from eventsourcing.frames import CHUNKS, AppendManifest
 from eventsourcing.storage.postgres import PostgresStorage
 from tests.conformance.conftest import Connect
 from tests.conformance.history import Verdict
@@ -123,6 +123,8 @@ async def test_a_chunk_whose_connection_is_killed_is_written_again(
     assert in_order(events := await stored(postgres))
     assert len(events) == 40
     assert vars_of(manifest) == {"rows": 40, "appended": 40, "found": 0, "chunks": 4}
+    assert isinstance(manifest, AppendManifest)
+    assert (manifest.first_position, manifest.last_position) == (events[0].position, events[-1].position)
 
 
 async def test_a_call_that_died_between_two_chunks_is_completed_by_the_next(
@@ -172,6 +174,21 @@ async def test_chunks_that_share_an_aggregate_are_written_one_after_the_other(
     await call
     assert in_order(events := await stored(postgres))
     assert [event.data["number"] for event in events] == list(range(40))
+
+
+async def test_one_connection_is_enough(
+    postgres: EventStore, database_url: str, administrator: asyncpg.Connection, connect: Connect
+) -> None:
+    """A second chunk would wait in vain for the connection that the first one has."""
+    narrow = PostgresStorage(database_url, pool_size=1, pool_wait_s=0.05)
+    async with EventStore(storage=narrow) as store:
+        async with first_chunk_held(administrator) as holder:
+            call = append(store, frame(40))
+            await held_pid(connect)
+            await asyncio.sleep(0.2)
+            await holder.rollback()
+        assert vars_of(await call)["appended"] == 40
+    assert [event.data["number"] for event in await stored(postgres)] == list(range(40))
 
 
 async def test_no_reader_misses_repeats_or_goes_back_while_frames_are_appended(
