@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from pipelines.migration.errors import RecordRefusedError, TargetError
-from pipelines.migration.postgres_values import copied_out, copy_text, typed_frame
+from pipelines.migration.postgres_values import copy_text, select_out, typed_frame
 from pipelines.migration.relational import RelationalTransaction, key_of, reflect_references
 from pipelines.migration.schema import Column, Table, reflect_tables
 from pipelines.migration.target import Reference
@@ -111,7 +111,7 @@ class PostgresTransaction(RelationalTransaction):
         return (sa.cast(column, sa.Text) if is_text else column) == wanted
 
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
-        page = self._copied_out(statement, [column.name for column in columns])
+        page = select_out(self._connection, statement, [column.name for column in columns])
         return typed_frame(page, columns).drop("_ill_typed")
 
     def insert(self, table: Table, frame: pl.DataFrame) -> None:
@@ -183,7 +183,7 @@ class PostgresTransaction(RelationalTransaction):
         if made is not None:
             inner = texts.offset(sa.literal_column("0")).subquery()  # else the server makes the text twice
             texts = sa.select(inner.c.key, made).select_from(inner)
-        found = dict(self._copied_out(texts, ["key", "value"]).iter_rows())
+        found = dict(select_out(self._connection, texts, ["key", "value"]).iter_rows())
         return found if len(found) <= len(keys) else {k: found[k] for k in map(str, keys) if k in found}
 
     def _image_rows(self, table: Table, images: Sequence[str]) -> Any:
@@ -194,12 +194,6 @@ class PostgresTransaction(RelationalTransaction):
 
     def _quoted(self, table: Table) -> str:
         return self._connection.dialect.identifier_preparer.quote(table.name)
-
-    def _copied_out(self, statement: sa.Select[Any], names: Sequence[str]) -> pl.DataFrame:
-        compiled = statement.compile(dialect=self._connection.dialect)
-        with self._driver().cursor() as cursor:
-            text = cursor.mogrify(str(compiled), compiled.params)
-            return copied_out(cursor, pgsql.SQL(text.decode()), names)
 
     def _driver(self) -> Any:
         """psycopg2's own connection, whose COPY SQLAlchemy does not know."""
