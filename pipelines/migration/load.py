@@ -128,7 +128,7 @@ async def _load_entity(run: RunContext, entity: EntityPlan) -> None:
             if state is None or not state.events_appended:
                 read = await asyncio.to_thread(_read, run, entity, place, chunk)
                 read, outcomes, at = await asyncio.to_thread(_write_chunk, run, entity, read)
-                if len(announcing) == _ANNOUNCING_AT_MOST:
+                while announcing and (len(announcing) == _ANNOUNCING_AT_MOST or announcing[0].done()):
                     await announcing.popleft()
                 announcing.append(asyncio.create_task(_announce(run, entity, read, outcomes, at)))
             done += chunk.rows
