@@ -27,9 +27,11 @@ from api.jobs import (
     answer,
     cancel_replay,
     finished_replay,
-    resume_replay,
     settle_replays,
     start_replay,
+)
+from api.jobs import (
+    resume_replay as resumed,
 )
 from api.launcher import Launcher, make_launcher
 from api.measured import metrics_router
@@ -145,12 +147,12 @@ async def delete_replay(store: OpenStore, jobs: Jobs, replay_id: str) -> Respons
     responses={**JOB, **problems(404)},
     openapi_extra=needs(Scope.REPLAY),
 )
-async def resume(store: OpenStore, jobs: Jobs, replay_id: str, once: DoneOnce) -> Response:
+async def resume_replay(store: OpenStore, jobs: Jobs, replay_id: str, once: DoneOnce) -> Response:
     """Go on with a replay that was interrupted, failed or cancelled, from where it is."""
     _require_form(replay_id)
 
     async def go_on(token: UUID) -> Response:
-        await resume_replay(store, jobs, replay_id, token)
+        await resumed(store, jobs, replay_id, token)
         content = {"replay_id": replay_id, "status": "started", "message": f"Replay {replay_id} resumed"}
         headers = {"Location": f"/replay/{replay_id}", "Retry-After": "1"}
         return json_response(orjson.dumps(content), 202, headers)

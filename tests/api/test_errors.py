@@ -145,15 +145,16 @@ async def test_documented_errors_are_problems_and_operations_keep_their_names(
     names = {
         "events": {
             "publish_event", "publish_batch", "publish_lines", "query_events", "event_stats", "get_event",
-                "audit_log",
+            "audit_log", "list_read_models", "get_read_model", "list_differences", "rebuild_read_model",
+            "switch_read_model",
             "all_migration_stats", "migration_stats", "user_migrations", "admin_migrations",
             "create_migration", "list_migrations", "get_migration", "resume_migration", "cancel_migration",
             "verify_migration", "rollback_migration", "list_quarantine", "retry_quarantine", "get_report",
             "get_report_page", "health", "livez", "readyz", "metrics",
         },
         "replays": {
-            "create_replay", "list_replays", "get_replay", "delete_replay", "create_snapshot",
-            "get_snapshot", "validate_sequence", "stream_events", "health", "livez", "readyz", "metrics",
+            "create_replay", "list_replays", "get_replay", "delete_replay", "resume_replay",
+            "create_snapshot", "get_snapshot", "validate_sequence", "stream_events", "health", "livez", "readyz", "metrics",
         },
     }  # fmt: skip
     assert operations.keys() == names[request.node.callspec.params["client"]]
