@@ -384,7 +384,7 @@ class TypedEvent(BaseEvent):
     def of_valid(cls, fields: Mapping[str, Any]) -> Self:
         """The event of fields that are valid already, as an HTTP body's are; only the payload is checked.
 
-        Half the price of the constructor. Raises what it raises for the payload.
+        Raises what the constructor raises for the payload.
         """
         own = {"event_version": 0, "correlation_id": None, "causation_id": None, **fields}
         if "event_id" not in own:

@@ -226,3 +226,19 @@ async def test_a_repetition_does_not_hide_a_conflict_of_the_rest(store: EventSto
     with pytest.raises(ConcurrencyError) as caught:
         await store.append_events([same(known), fresh])
     assert (caught.value.aggregate_id, caught.value.expected, caught.value.actual) == ("order-2", 4, 0)
+
+
+async def test_of_many_appends_of_one_event_one_does_not_find_it(store: EventStore) -> None:
+    for number in range(10):
+        event = draft(f"order-{number}")
+        appended = await asyncio.gather(*(store.append([event]) for _ in range(12)))
+        assert sum(not done.found for done in appended) == 1
+        assert {done.events[0].position for done in appended} == {appended[0].events[0].position}
+
+
+async def test_a_batch_tells_which_of_its_events_were_stored_before(store: EventStore) -> None:
+    events = [draft(f"order-{number}") for number in range(150)]
+    await store.append_events(events[:3])
+    done = await store.append(events)
+    assert done.found == {event.event_id for event in events[:3]}
+    assert [event.event_id for event in done.events] == [event.event_id for event in events]
