@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shlex
 import subprocess
@@ -60,7 +61,7 @@ def test_the_settings_of_the_guide_to_tls_are_settings(
 
 def test_the_guide_to_roles_lets_a_process_in_that_may_not_do_more(tmp_path: Path) -> None:
     with server_of(NEWEST) as server:
-        address = "127.83.1.1"
+        address = f"127.{random.randrange(16, 240)}.{random.randrange(1, 250)}.9"
         rules = "local all all trust\nhost all all 127.0.0.0/8 scram-sha-256\n"
         (server.data / "pg_hba.conf").write_text(rules)
         server.start(f"listen_addresses={address}", "fsync=off", "log_statement=all")
