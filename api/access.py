@@ -25,6 +25,7 @@ class Scope(StrEnum):
     READ_PERSONAL = "events:read_personal"
     REPLAY = "replays:run"
     MIGRATE = "migrations:run"
+    METRICS = "metrics:read"
     ADMIN = "admin"
 
 
@@ -34,6 +35,7 @@ MEANINGS: Mapping[Scope, str] = {
     Scope.READ_PERSONAL: "See personal data in whatever else may be read.",
     Scope.REPLAY: "Start and stop replays, take snapshots, check sequences.",
     Scope.MIGRATE: "Start, resume, cancel, verify and undo migrations; retry a quarantine.",
+    Scope.METRICS: "Read what the processes measured, as Prometheus does.",
     Scope.ADMIN: "Operate: dead letters, consumers, read models, the audit log.",
 }
 
@@ -108,5 +110,9 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-CurrentCaller = Annotated[Caller, Depends(caller_of)]
+async def _caller(request: Request) -> Caller:
+    return caller_of(request)
+
+
+CurrentCaller = Annotated[Caller, Depends(_caller)]
 """The caller, for a route whose answer depends on who asks."""

@@ -12,6 +12,8 @@ from fastapi.routing import APIRoute
 
 from api.access import SECURITY_SCHEMES
 from api.problems import install
+from api.reference import add_reference
+from api.requests import JsonRoute
 from api.schemas import Problem
 from api.tracking import Tracking
 
@@ -23,15 +25,25 @@ class Lifespan(Protocol):
 
 
 def new_application(title: str, *, lifespan: Lifespan, routers: Sequence[APIRouter]) -> FastAPI:
-    """A service of these routers; its lifespan opens `app.state.system`."""
+    """A service of these routers; its lifespan opens `app.state.system`, and `open_doors` lets callers in.
+
+    Raises TypeError for a route of another class than JsonRoute and its kin: nothing would guard it.
+    """
+    for router in routers:
+        for route in router.routes:
+            if not isinstance(route, JsonRoute):
+                raise TypeError(f"{getattr(route, 'path', route)} is no JsonRoute; nothing would guard it")
     app = FastAPI(
         title=title,
         version="1",
         lifespan=lifespan,
         generate_unique_id_function=_operation_id,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
     )
     install(app)
+    add_reference(app)
     layers = app.build_middleware_stack
     app.build_middleware_stack = lambda: Tracking(layers())  # type: ignore[method-assign] # the outermost
     for router in routers:

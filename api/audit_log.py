@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ FLUSH_S = 5.0
 MAX_HELD = 5_000
 _PURGE_EVERY_S = 3600.0
 _MAX_PATH, _MAX_QUERY = 512, 200
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Access(NamedTuple):
@@ -136,7 +138,7 @@ def _path_of(request: Request) -> str:
     path: str = request.scope["path"]
     query: bytes = request.scope["query_string"]
     text = f"{path[:_MAX_PATH]}?{query[:_MAX_QUERY].decode('latin-1')}" if query else path[:_MAX_PATH]
-    return redact(text)
+    return redact(_UNPRINTABLE.sub("\ufffd", text))
 
 
 def _client_of(request: Request) -> str:

@@ -13,20 +13,23 @@ from fastapi.responses import Response
 from api.problems import POSITION_NOT_REACHED, ProblemError
 from eventsourcing import EventStore, RecordedEvent
 from eventsourcing.bootstrap import System
+from eventsourcing.personal import masked_fields
 
 POSITION_WAIT_S = 5.0
 """How long a read waits for its `min_position`."""
 
 
-def _system(request: Request) -> System:
+async def _system(request: Request) -> System:
     system: System = request.app.state.system
     return system
 
 
-def _store(request: Request) -> EventStore:
-    return _system(request).store
+async def _store(request: Request) -> EventStore:
+    store: EventStore = request.app.state.system.store
+    return store
 
 
+# FastAPI sends a dependency that is no coroutine to a thread, which costs more than the whole route.
 OpenSystem = Annotated[System, Depends(_system)]
 """The system that the service's lifespan opened."""
 
@@ -47,9 +50,11 @@ async def reach(store: EventStore, position: int | None) -> None:
         pause = min(pause * 2, 0.2)
 
 
-def event_json(event: RecordedEvent) -> bytes:
-    """A stored event as JSON. It was checked when it was appended; nothing is validated again."""
-    return orjson.dumps(event.__dict__, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)
+def event_json(event: RecordedEvent, *, masked: bool) -> bytes:
+    """A stored event as JSON, its personal data `masked` or not. It was checked when it was appended;
+    nothing is validated again."""
+    fields = masked_fields(event) if masked else event.__dict__
+    return orjson.dumps(fields, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)
 
 
 def json_response(content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -56,3 +56,9 @@ async def open_doors(app: FastAPI, system: System) -> AsyncIterator[None]:
     async with AuditLog(system.store.storage, kept=kept).running() as audit:
         app.state.doors = Doors(gate, audit)
         yield
+
+
+async def still_admitted(request: Request) -> bool:
+    """Whether the caller of an answer that goes on and on could ask for it again now."""
+    doors: Doors = request.app.state.doors
+    return await doors.gate.still_admits(request, Scope.READ)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
-import orjson
-from fastapi import APIRouter, Body, FastAPI, Header, Query, Request
+from fastapi import APIRouter, FastAPI, Header, Query, Request
 from fastapi.responses import Response
 
-from api.access import Scope, needs
+from api.access import Caller, CurrentCaller, Scope, needs
 from api.application import new_application
+from api.audit import audit
+from api.bulk import bulk
 from api.dependencies import OpenStore, event_json, json_response, reach
 from api.doors import open_doors
 from api.health import health_router
@@ -21,12 +22,11 @@ from api.launcher import Launcher, make_launcher
 from api.measured import metrics_router
 from api.migrations import migrations, pages
 from api.paging import next_link, page_of_events, page_of_states
-from api.problems import NOT_FOUND, POSITION_NOT_REACHED, ProblemError, problem_of
+from api.problems import NOT_FOUND, POSITION_NOT_REACHED, ProblemError
+from api.publishing import batches, publishing
 from api.read_models import read_models
-from api.requests import BatchRoute, JsonRoute
+from api.requests import JsonRoute
 from api.schemas import (
-    BatchOut,
-    EventBody,
     EventFilters,
     EventOut,
     PageParams,
@@ -36,18 +36,12 @@ from api.schemas import (
 )
 from api.server import serve
 from eventsourcing import (
-    ANY,
-    BaseEvent,
-    ConcurrencyError,
-    DuplicateEventError,
-    EventSourcingError,
     EventStore,
-    InvalidEventError,
     Settings,
 )
 from eventsourcing.bootstrap import open_system
 from eventsourcing.canonical import encode
-from eventsourcing.logs import note
+from eventsourcing.personal import RECORD_VIEW, STATISTICS, without
 from eventsourcing.readmodels import (
     ADMIN_MIGRATIONS_MODEL,
     MIGRATION_STATISTICS_MODEL,
@@ -57,48 +51,9 @@ from eventsourcing.readmodels import (
 from resources.connections import read_connections
 
 READ = problems(406, 422, 503)
-WRITE = problems(400, 406, 409, 413, 415, 422, 503)
 
 events = APIRouter(route_class=JsonRoute, tags=["events"])
-batches = APIRouter(route_class=BatchRoute, tags=["events"])
 views = APIRouter(route_class=JsonRoute, tags=["migrations"])
-
-
-@events.post(
-    "/events",
-    status_code=201,
-    response_model=EventOut,
-    responses={200: {"model": EventOut, "description": "Stored before"}, **WRITE},
-    openapi_extra=needs(Scope.APPEND),
-)
-async def publish_event(store: OpenStore, body: EventBody) -> Response:
-    """Store one event. The same event_id again stores nothing and answers 200 with the stored event."""
-    draft = body.draft()
-    note(event_id=draft.event_id, correlation_id=draft.correlation_id)
-    known = body.event_id is not None and await store.get_event(body.event_id) is not None
-    event = await store.append_event(draft, expected_version=body.expected_version)
-    headers = {"Location": f"/events/{event.event_id}", "ES-Position": str(event.position)}
-    return json_response(event_json(event), 200 if known else 201, headers)
-
-
-@batches.post(
-    "/events/batch",
-    status_code=201,
-    response_model=BatchOut,
-    responses=WRITE,
-    openapi_extra=needs(Scope.APPEND),
-)
-async def publish_batch(store: OpenStore, body: Annotated[list[EventBody], Body(min_length=1)]) -> Response:
-    """Store all events or none. An event stored before is not stored again."""
-    drafts = _drafts(body)
-    try:
-        recorded = await store.append_events(drafts, expected_version=_expected_versions(body))
-    except (ConcurrencyError, DuplicateEventError) as error:
-        raise problem_of(error, index=_index_of(error, drafts)) from None
-    ids = [str(event.event_id) for event in recorded]
-    answer = {"message": f"Published {len(ids)} events successfully", "event_ids": ids}
-    headers = {"ES-Position": str(max(event.position for event in recorded))}
-    return json_response(orjson.dumps(answer), 201, headers)
 
 
 @events.get(
@@ -108,11 +63,11 @@ async def publish_batch(store: OpenStore, body: Annotated[list[EventBody], Body(
     openapi_extra=needs(Scope.READ),
 )
 async def query_events(
-    request: Request, store: OpenStore, filters: Annotated[EventFilters, Query()]
+    request: Request, store: OpenStore, caller: CurrentCaller, filters: Annotated[EventFilters, Query()]
 ) -> Response:
     """The events that match every filter given, in pages."""
     await reach(store, filters.min_position)
-    page, cursor = await page_of_events(store, filters)
+    page, cursor = await page_of_events(store, filters, masked=not caller.sees_personal_data)
     return json_response(b"[" + b",".join(page) + b"]", headers=next_link(request, cursor))
 
 
@@ -131,6 +86,7 @@ async def event_stats(store: OpenStore, params: Annotated[ReadParams, Query()]) 
 )
 async def get_event(
     store: OpenStore,
+    caller: CurrentCaller,
     event_id: UUID,
     params: Annotated[ReadParams, Query()],
     if_none_match: Annotated[str | None, Header()] = None,
@@ -143,14 +99,16 @@ async def get_event(
     etag = f'"{event.event_version}"'
     if if_none_match is not None and if_none_match.removeprefix("W/") in (etag, "*"):
         return Response(status_code=304, headers={"ETag": etag})
-    return json_response(event_json(event), headers={"ETag": etag})
+    return json_response(event_json(event, masked=not caller.sees_personal_data), headers={"ETag": etag})
 
 
 @views.get("/migrations/stats", response_model=None, responses=READ, openapi_extra=needs(Scope.READ))
-async def all_migration_stats(store: OpenStore, params: Annotated[ReadParams, Query()]) -> Response:
+async def all_migration_stats(
+    store: OpenStore, caller: CurrentCaller, params: Annotated[ReadParams, Query()]
+) -> Response:
     """The statistics of every migration, by id."""
     await _current(store, MIGRATION_STATISTICS_MODEL, params)
-    return json_response(encode(await MIGRATION_STATISTICS_MODEL.all_stats(store.storage)))
+    return _shown(await MIGRATION_STATISTICS_MODEL.all_stats(store.storage), STATISTICS, caller)
 
 
 @views.get(
@@ -160,30 +118,30 @@ async def all_migration_stats(store: OpenStore, params: Annotated[ReadParams, Qu
     openapi_extra=needs(Scope.READ),
 )
 async def migration_stats(
-    store: OpenStore, migration_id: PathId, params: Annotated[ReadParams, Query()]
+    store: OpenStore, caller: CurrentCaller, migration_id: PathId, params: Annotated[ReadParams, Query()]
 ) -> Response:
     """The statistics of one migration."""
     await _current(store, MIGRATION_STATISTICS_MODEL, params)
     stats = await MIGRATION_STATISTICS_MODEL.stats(store.storage, migration_id)
     if not stats:
         raise ProblemError(NOT_FOUND, "Migration not found")
-    return json_response(encode(stats))
+    return _shown(stats, STATISTICS, caller)
 
 
 @views.get("/users/migrations", response_model=None, responses=READ, openapi_extra=needs(Scope.READ))
 async def user_migrations(
-    request: Request, store: OpenStore, params: Annotated[PageParams, Query()]
+    request: Request, store: OpenStore, caller: CurrentCaller, params: Annotated[PageParams, Query()]
 ) -> Response:
     """The migrated users by id, in pages; those taken back are left out."""
-    return await _view(request, store, USER_MIGRATIONS_MODEL, params)
+    return await _view(request, store, USER_MIGRATIONS_MODEL, caller, params)
 
 
 @views.get("/admins/migrations", response_model=None, responses=READ, openapi_extra=needs(Scope.READ))
 async def admin_migrations(
-    request: Request, store: OpenStore, params: Annotated[PageParams, Query()]
+    request: Request, store: OpenStore, caller: CurrentCaller, params: Annotated[PageParams, Query()]
 ) -> Response:
     """The migrated admins by id, in pages; those taken back are left out."""
-    return await _view(request, store, ADMIN_MIGRATIONS_MODEL, params)
+    return await _view(request, store, ADMIN_MIGRATIONS_MODEL, caller, params)
 
 
 def create_app(settings: Settings | None = None, launcher: Launcher | None = None) -> FastAPI:
@@ -202,9 +160,12 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
                     await jobs.stop()
 
     routers = [
-        events,
+        publishing,
         batches,
+        bulk,
+        events,
         views,
+        audit,
         migrations,
         pages,
         read_models,
@@ -227,47 +188,19 @@ async def _current(store: EventStore, model: ReadModel, params: ReadParams) -> N
         raise ProblemError(POSITION_NOT_REACHED, "The read model is being rebuilt; it is not there yet.")
 
 
-async def _view(request: Request, store: EventStore, model: ReadModel, params: PageParams) -> Response:
+async def _view(
+    request: Request, store: EventStore, model: ReadModel, caller: Caller, params: PageParams
+) -> Response:
     await _current(store, model, params)
     page, cursor = await page_of_states(store.storage, model, params)
-    return json_response(encode(page), headers=next_link(request, cursor))
+    return _shown(page, RECORD_VIEW, caller, headers=next_link(request, cursor))
 
 
-def _drafts(body: Sequence[EventBody]) -> list[BaseEvent]:
-    drafts: list[BaseEvent] = []
-    for index, entry in enumerate(body):
-        try:
-            drafts.append(entry.draft())
-        except InvalidEventError as error:
-            raise problem_of(error, index=index) from None
-    return drafts
-
-
-def _expected_versions(body: Sequence[EventBody]) -> dict[str, int]:
-    """The version each aggregate must be at before the batch. Raises a 422 problem when two entries
-    of one aggregate contradict each other."""
-    expected: dict[str, int] = {}
-    before: dict[str, int] = {}
-    for index, entry in enumerate(body):
-        place = before.get(entry.aggregate_id, 0)
-        before[entry.aggregate_id] = place + 1
-        if entry.expected_version == ANY:
-            continue
-        start = entry.expected_version - place
-        if start < 0 or expected.setdefault(entry.aggregate_id, start) != start:
-            error = InvalidEventError("contradicts an earlier event of the batch", field="expected_version")
-            raise problem_of(error, index=index)
-    return expected
-
-
-def _index_of(error: EventSourcingError, drafts: Sequence[BaseEvent]) -> int | None:
-    """The first event of the batch that a conflict is about."""
-    for index, draft in enumerate(drafts):
-        if isinstance(error, ConcurrencyError) and draft.aggregate_id == error.aggregate_id:
-            return index
-        if isinstance(error, DuplicateEventError) and draft.event_id == error.event_id:
-            return index
-    return None
+def _shown(
+    view: dict[str, Any], personal: frozenset[str], caller: Caller, *, headers: dict[str, str] | None = None
+) -> Response:
+    seen = view if caller.sees_personal_data else without(view, personal)
+    return json_response(encode(seen), headers=headers)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 It runs only while somebody is subscribed. A subscription begins at the feed's position, and whoever
 has read the store up to there misses nothing and gets nothing twice. Each event is encoded once for
-all subscribers. A subscriber that does not keep up with 1000 events or 8 MiB loses its place in the
-feed, never an event: it goes back to the store.
+all subscribers that get it in the same form. A subscriber that does not keep up with 1000 events or
+8 MiB loses its place in the feed, never an event: it goes back to the store.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MAX_BUFFERED_BYTES = 8 * 1024 * 1024
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 5.0
 
 Encode = Callable[[RecordedEvent], bytes]
+"""Makes of an event what a subscriber gets."""
 
 
 class Subscription:
@@ -38,17 +39,24 @@ class Subscription:
     Once `lost`, the buffer is empty and stays so: what was not taken must be read from the store.
     """
 
-    def __init__(self, query: EventQuery, position: int, wake: asyncio.Event) -> None:
+    def __init__(self, query: EventQuery, position: int, wake: asyncio.Event, encode: Encode) -> None:
         self.position = self.start = position
         self.lost = False
+        self.encode = encode
         self._query, self._wake = query, wake
         self._frames: deque[bytes] = deque()
         self._size = 0
 
-    def offer(self, piece: Slice, encode: Encode) -> None:
-        """Take what matches of a slice; what lies at or below `position` was taken before."""
-        new = (event for event in piece.events if event.position > self.position)
-        frames = [encode(event) for event in new if self._query.matches(event)]
+    def offer(self, piece: Slice, encoded: dict[tuple[Encode, int], bytes]) -> None:
+        """Take what matches of a slice; what lies at or below `position` was taken before. What is
+        `encoded` already is taken so, and the rest is added."""
+        frames = []
+        for event in piece.events:
+            if event.position > self.position and self._query.matches(event):
+                key = (self.encode, event.position)
+                if key not in encoded:
+                    encoded[key] = self.encode(event)
+                frames.append(encoded[key])
         self._frames += frames
         self._size += sum(map(len, frames))
         if len(self._frames) > MAX_BUFFERED_EVENTS or self._size > MAX_BUFFERED_BYTES:
@@ -73,7 +81,7 @@ class Subscription:
 
 
 class LiveFeed:
-    """One tailer and its subscribers. `encode` makes of an event what every subscriber gets."""
+    """One tailer and its subscribers. `encode` makes what a subscriber gets who names nothing else."""
 
     def __init__(self, store: EventStore, encode: Encode) -> None:
         self._store, self._encode = store, encode
@@ -96,7 +104,9 @@ class LiveFeed:
             return await self._store.horizon()
 
     @contextmanager
-    def subscribe(self, query: EventQuery, *, after: int, wake: asyncio.Event) -> Iterator[Subscription]:
+    def subscribe(
+        self, query: EventQuery, *, after: int, wake: asyncio.Event, encode: Encode | None = None
+    ) -> Iterator[Subscription]:
         """Buffer the live events above `after` that match, from the feed's position on.
 
         `wake` is set whenever there may be something to take.
@@ -104,7 +114,7 @@ class LiveFeed:
         if self._tailer is None:
             self._position = after
             self._tailer = asyncio.create_task(self._tail(), name="live feed")
-        subscription = Subscription(query, max(after, self._position), wake)
+        subscription = Subscription(query, max(after, self._position), wake, encode or self._encode)
         self._subscriptions.add(subscription)
         try:
             yield subscription
@@ -135,13 +145,7 @@ class LiveFeed:
 
     def _deliver(self, piece: Slice) -> None:
         self._position = piece.position
-        encoded: dict[int, bytes] = {}
-
-        def encode(event: RecordedEvent) -> bytes:
-            if event.position not in encoded:
-                encoded[event.position] = self._encode(event)
-            return encoded[event.position]
-
+        encoded: dict[tuple[Encode, int], bytes] = {}
         for subscription in tuple(self._subscriptions):
             if not subscription.lost:
-                subscription.offer(piece, encode)
+                subscription.offer(piece, encoded)

@@ -2,8 +2,8 @@
 
 While authentication is off, everybody passes as `anybody`, and only the rate is held. A key found live is
 trusted for five seconds, so a revoked one is refused everywhere within that time, and a stream that was
-opened with it ends within ten (see `REVOKED_WITHIN_S`). Who fails to say who they are is counted by
-address: guessing is slow, and costs the database little.
+opened with it ends within ten (see `REVOKED_WITHIN_S`). Strangers are counted by address, but never in the
+way of a caller who is known: behind a proxy they may have the same one.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ KEY_TRUSTED_S = 5.0
 REVOKED_WITHIN_S = 10.0
 """The promise: so long after its revocation a key opens nothing, and nothing it opened is open."""
 
-FAILURES_A_SECOND, FAILURES_AT_ONCE = 2.0, 20.0
-"""How often one address may fail to say who it is."""
-
 _MAX_KNOWN = 10_000
 
 
@@ -41,7 +38,6 @@ class Gate:
         self._is_open = settings.authentication == "off"
         self._storage = storage
         self._rate = RateLimit(settings.rate_limit, max(settings.rate_limit * 2, 1))
-        self._failures = RateLimit(FAILURES_A_SECOND, FAILURES_AT_ONCE)
         self._known: dict[str, tuple[float, asyncio.Task[ApiKey | None]]] = {}
         self._tokens = (
             TokenVerifier(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url)
@@ -75,12 +71,10 @@ class Gate:
 
     async def _identified(self, request: Request) -> Caller:
         kind, _, text = request.headers.get("authorization", "").partition(" ")
-        address = _address(request)
-        if wait_s := self._failures.wait_s(address, taking=False):
-            raise _too_often(wait_s)
         caller = await self._known_by(text.strip()) if kind.lower() == "bearer" else None
         if caller is None:
-            self._failures.wait_s(address)
+            if wait_s := self._rate.wait_s(_address(request)):
+                raise _too_often(wait_s)
             raise ProblemError(
                 UNAUTHENTICATED, UNAUTHENTICATED.meaning, headers={"WWW-Authenticate": 'Bearer realm="esm"'}
             )

@@ -38,6 +38,9 @@ HELD_S = 90.0
 _PURGE_S = 600.0
 _SERVER_ERROR = 500
 
+IdempotencyKey = Annotated[str | None, Header(pattern=r"^[\x21-\x7e]{1,255}$")]
+"""What a caller names a request by."""
+
 Work = Callable[[UUID], Awaitable[Response]]
 """Does what a request asks for. The token, time-ordered, is the same whenever the request is tried again."""
 
@@ -121,7 +124,7 @@ class Once:
 async def _once(
     request: Request,
     store: OpenStore,
-    idempotency_key: Annotated[str | None, Header(pattern=r"^[\x21-\x7e]{1,255}$")] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Once:
     if idempotency_key is None:
         return Once(store.storage, "", "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +23,9 @@ RESULTS = StateTable("job-results")
 
 ANSWER_S = 60.0
 """How long a caller waits for the result of a short job."""
+
+_NEVER_RUN = timedelta(minutes=5)
+"""After so long without a run a replay will not get one: its service died between the two."""
 
 OBEY_S = 3.0
 """How long a replay may take to stop of itself before its run is ended."""
@@ -129,6 +132,26 @@ async def _run_pending(journal: ReplayJournal, launcher: Launcher, replay_id: st
         await journal.update(replay_id, status="failed", failure=problem.detail, end_time=datetime.now(UTC))
         raise
     await journal.update(replay_id, dagster_run_id=run_id)
+
+
+async def settle_replays(store: EventStore, launcher: Launcher) -> None:
+    """Say of replays that wait for a run which is over, or was never made, that they were interrupted.
+
+    For a service that starts: the one that asked for them may have died. Looks at the newest thousand.
+    """
+    await store.initialize()
+    journal = ReplayJournal(store.storage)
+    for row in await journal.page(limit=1000):
+        age = datetime.now(UTC) - datetime.fromisoformat(row["start_time"])
+        if row["status"] != "pending":
+            continue
+        run_id = row.get("dagster_run_id")
+        over = age > _NEVER_RUN if run_id is None else await launcher.wait(run_id, 0) is not None
+        if over:
+            why = "its run ended before it began"
+            await journal.update(
+                row["replay_id"], status="interrupted", failure=why, end_time=datetime.now(UTC)
+            )
 
 
 async def cancel_replay(store: EventStore, launcher: Launcher, replay_id: str) -> None:

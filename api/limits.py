@@ -19,8 +19,8 @@ class RateLimit:
         self._rate, self._burst, self._clock = rate, burst, clock
         self._buckets: dict[str, tuple[float, float]] = {}
 
-    def wait_s(self, name: str, *, taking: bool = True) -> float:
-        """Take a token and return 0, or return in how many seconds there is one. Not `taking`: only look."""
+    def wait_s(self, name: str) -> float:
+        """Take a token and return 0, or return in how many seconds there is one."""
         if not self._rate:
             return 0.0
         now = self._clock()
@@ -28,8 +28,6 @@ class RateLimit:
         tokens = min(self._burst, tokens + (now - at) * self._rate)
         if tokens < 1:
             return (1 - tokens) / self._rate
-        if not taking:
-            return 0.0
         if len(self._buckets) >= MAX_BUCKETS and name not in self._buckets:
             self._make_room(now)
         self._buckets[name] = (tokens - 1, now)

@@ -9,7 +9,7 @@ import orjson
 from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
-from api.access import Scope, needs
+from api.access import CurrentCaller, Scope, needs
 from api.dependencies import OpenStore, OpenSystem, json_response
 from api.launcher import Launcher
 from api.migration_jobs import (
@@ -35,6 +35,7 @@ from api.requests import HtmlRoute, JsonRoute
 from api.schemas import PathId, problems
 from eventsourcing import NotFoundError
 from eventsourcing.canonical import encode
+from eventsourcing.personal import MIGRATION, QUARANTINE, without
 from eventsourcing.quarantine import quarantined
 from resources.migration_journal import MigrationJournal
 
@@ -82,11 +83,15 @@ async def list_migrations(
     "/migrations/{migration_id}", response_model=None, responses=READ, openapi_extra=needs(Scope.READ)
 )
 async def get_migration(
-    store: OpenStore, migration_id: PathId, wait: Annotated[float, Query(ge=0, le=60)] = 0
+    store: OpenStore,
+    caller: CurrentCaller,
+    migration_id: PathId,
+    wait: Annotated[float, Query(ge=0, le=60)] = 0,
 ) -> Response:
     """One migration; `wait` holds the answer back until nothing works on it, for so many seconds at most."""
     row = await finished_migration(store, migration_id, wait_s=wait)
-    return json_response(encode(shown(row)))
+    facts = shown(row)
+    return json_response(encode(facts if caller.sees_personal_data else without(facts, MIGRATION)))
 
 
 @migrations.post(
@@ -154,6 +159,7 @@ async def rollback(
 async def list_quarantine(
     request: Request,
     store: OpenStore,
+    caller: CurrentCaller,
     migration_id: PathId,
     params: Annotated[QuarantinePageParams, Query()],
 ) -> Response:
@@ -164,7 +170,8 @@ async def list_quarantine(
     except NotFoundError:
         raise ProblemError(NOT_FOUND, "Migration not found") from None
     cursor = None if page.after is None else cursor_after(str(page.after), params)
-    return json_response(encode({"quarantine": page.rows}), headers=next_link(request, cursor))
+    rows = page.rows if caller.sees_personal_data else [without(row, QUARANTINE) for row in page.rows]
+    return json_response(encode({"quarantine": rows}), headers=next_link(request, cursor))
 
 
 @migrations.post(
@@ -186,10 +193,13 @@ async def retry_quarantine(
 
 
 @migrations.get(
-    "/migrations/{migration_id}/report", response_model=None, responses=READ, openapi_extra=needs(Scope.READ)
+    "/migrations/{migration_id}/report",
+    response_model=None,
+    responses=READ,
+    openapi_extra=needs(Scope.READ_PERSONAL),
 )
 async def get_report(store: OpenStore, migration_id: PathId) -> Response:
-    """The newest report of a migration: accounting, quarantine, verification, times."""
+    """The newest report of a migration: accounting, quarantine, verification, times. It names records."""
     return json_response(encode((await _report(store, migration_id))["facts"]))
 
 
@@ -198,7 +208,7 @@ async def get_report(store: OpenStore, migration_id: PathId) -> Response:
     response_class=HTMLResponse,
     response_model=None,
     responses={**READ, 200: {"description": "The report", "content": {"text/html": {}}}},
-    openapi_extra=needs(Scope.READ),
+    openapi_extra=needs(Scope.READ_PERSONAL),
 )
 async def get_report_page(store: OpenStore, migration_id: PathId) -> Response:
     """The newest report of a migration as a page that loads nothing else."""

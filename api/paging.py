@@ -58,7 +58,9 @@ def next_link(request: Request, cursor: str | None) -> dict[str, str]:
     return {"Link": f'<{path}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'}
 
 
-async def page_of_events(store: EventStore, filters: EventFilters) -> tuple[list[bytes], str | None]:
+async def page_of_events(
+    store: EventStore, filters: EventFilters, *, masked: bool
+) -> tuple[list[bytes], str | None]:
     """One page of events as JSON, and the cursor of the next page when there is one.
 
     One aggregate is read along its versions and needs no bound: versions appear in order. A page of
@@ -83,7 +85,7 @@ async def page_of_events(store: EventStore, filters: EventFilters) -> tuple[list
     async for event in store.read(query.where(limit=filters.limit + 1), batch_size=_READ):
         if len(page) == filters.limit or size > MAX_PAGE_BYTES:
             return page, cursor_after(str(getattr(last, name)), filters)
-        page.append(event_json(event))
+        page.append(event_json(event, masked=masked))
         size, last = size + len(page[-1]), event
     return page, None
 

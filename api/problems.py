@@ -17,6 +17,7 @@ import orjson
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from eventsourcing import (
@@ -93,6 +94,12 @@ IN_FLIGHT = Kind(
     "The same request is being worked on",
     "Send it again under the same Idempotency-Key after Retry-After; the answer is kept for a day.",
 )
+PRECONDITION_FAILED = Kind(
+    "precondition-failed",
+    412,
+    "If-Match does not hold",
+    "Read the aggregate again, decide again, and send the ETag of its last event.",
+)
 TOO_LARGE = Kind("too-large", 413, "The body is too large", "1 MiB an event; 8 MiB and 1000 events a batch.")
 UNSUPPORTED_MEDIA = Kind(
     "unsupported-media-type", 415, "The body must be JSON", "Send Content-Type: application/json."
@@ -142,6 +149,7 @@ KINDS = {
         DUPLICATE,
         CURSOR_AHEAD,
         IN_FLIGHT,
+        PRECONDITION_FAILED,
         TOO_LARGE,
         UNSUPPORTED_MEDIA,
         KEY_REUSED,
@@ -299,16 +307,30 @@ async def _unexpected(_request: Request, error: Exception) -> Response:
 def _response(
     kind: Kind, detail: str, headers: Mapping[str, str] | None, members: Mapping[str, Any]
 ) -> Response:
-    request_id = current("request_id")
-    body = {
+    members = {"instance": f"urn:request:{current('request_id')}", **members}
+    body = _body(kind, detail, members)
+    return Response(orjson.dumps(body), kind.status, dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def problem_body(problem: ProblemError) -> dict[str, Any]:
+    """A problem that is told inside an answer."""
+    return _body(problem.kind, str(problem.detail), problem.members)
+
+
+def validation_problem(error: ValidationError) -> ProblemError:
+    """The problem of a body that does not fit."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:20]
+    return _invalid([_field_error(*_located({**each, "loc": ("body", *each["loc"])})) for each in found])
+
+
+def _body(kind: Kind, detail: str, members: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "type": f"/problems/{kind.slug}" if kind.slug else "about:blank",
         "title": kind.title,
         "status": kind.status,
         "detail": detail,
-        "instance": f"urn:request:{request_id}",
         **members,
     }
-    return Response(orjson.dumps(body), kind.status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 
 def _invalid(errors: list[dict[str, Any]]) -> ProblemError:

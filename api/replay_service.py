@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
@@ -13,14 +14,23 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.responses import Response
 
-from api.access import Scope, needs
+from api.access import Caller, CurrentCaller, Scope, needs
 from api.application import new_application
 from api.dependencies import OpenStore, json_response
-from api.doors import open_doors
+from api.doors import open_doors, still_admitted
 from api.feed import LiveFeed
 from api.health import health_router
 from api.idempotency import DoneOnce
-from api.jobs import SNAPSHOT, VALIDATION, answer, cancel_replay, finished_replay, resume_replay, start_replay
+from api.jobs import (
+    SNAPSHOT,
+    VALIDATION,
+    answer,
+    cancel_replay,
+    finished_replay,
+    resume_replay,
+    settle_replays,
+    start_replay,
+)
 from api.launcher import Launcher, make_launcher
 from api.measured import metrics_router
 from api.paging import cursor_after, key_before, next_link
@@ -36,10 +46,11 @@ from api.schemas import (
     problems,
 )
 from api.server import serve
-from api.sse import EventStream, StreamResponse, event_frame, first_position
+from api.sse import EventStream, StreamResponse, event_frame, first_position, masked_frame
 from eventsourcing import NotFoundError, Settings
 from eventsourcing.bootstrap import open_system
 from eventsourcing.canonical import encode
+from eventsourcing.personal import REPLAY, masked_state, without
 from eventsourcing.process_models import process_model
 from eventsourcing.replays import ReplayJournal
 from eventsourcing.snapshots import newest_snapshot
@@ -52,12 +63,12 @@ aggregates = APIRouter(route_class=JsonRoute, tags=["aggregates"])
 streams = APIRouter(route_class=StreamRoute, tags=["events"])
 
 
-def _launcher(request: Request) -> Launcher:
+async def _launcher(request: Request) -> Launcher:
     launcher: Launcher = request.app.state.launcher
     return launcher
 
 
-def _feed(request: Request) -> LiveFeed:
+async def _feed(request: Request) -> LiveFeed:
     feed: LiveFeed = request.app.state.feed
     return feed
 
@@ -101,14 +112,15 @@ async def list_replays(
     openapi_extra=needs(Scope.READ),
 )
 async def get_replay(
-    store: OpenStore, replay_id: str, wait: Annotated[float, Query(ge=0, le=60)] = 0
+    store: OpenStore, caller: CurrentCaller, replay_id: str, wait: Annotated[float, Query(ge=0, le=60)] = 0
 ) -> Response:
     """One replay; `wait` holds the answer back until it has ended, for so many seconds at most."""
     _require_form(replay_id)
     row = await finished_replay(ReplayJournal(store.storage), replay_id, wait_s=wait)
     if row is None:
         raise ProblemError(NOT_FOUND, "Replay not found")
-    return json_response(encode({**_only(row, SHOWN), "state_hash": row.get("state_hashes", {})}))
+    shown = {**_only(row, SHOWN), "state_hash": row.get("state_hashes", {})}
+    return json_response(encode(shown if caller.sees_personal_data else without(shown, REPLAY)))
 
 
 @replays.delete(
@@ -153,13 +165,15 @@ async def resume(store: OpenStore, jobs: Jobs, replay_id: str, once: DoneOnce) -
     responses={**JOB, **problems(404)},
     openapi_extra=needs(Scope.REPLAY),
 )
-async def create_snapshot(store: OpenStore, jobs: Jobs, body: SnapshotBody, once: DoneOnce) -> Response:
+async def create_snapshot(
+    store: OpenStore, jobs: Jobs, caller: CurrentCaller, body: SnapshotBody, once: DoneOnce
+) -> Response:
     """Fold an aggregate into its state at a version, and keep that."""
 
     async def take(token: UUID) -> Response:
         snapshot = await answer(store, jobs, SNAPSHOT, body.model_dump(), token)
         headers = {"Location": f"/snapshot/{quote(body.aggregate_id, safe='')}"}
-        return json_response(encode(snapshot), 201, headers)
+        return json_response(encode(_seen_by(caller, snapshot)), 201, headers)
 
     return await once(take)
 
@@ -170,13 +184,13 @@ async def create_snapshot(store: OpenStore, jobs: Jobs, body: SnapshotBody, once
     responses={**READ, **problems(404)},
     openapi_extra=needs(Scope.READ),
 )
-async def get_snapshot(store: OpenStore, aggregate_id: PathId) -> Response:
+async def get_snapshot(store: OpenStore, caller: CurrentCaller, aggregate_id: PathId) -> Response:
     """The newest snapshot of an aggregate."""
     await store.initialize()
     snapshot = await newest_snapshot(store.storage, aggregate_id)
     if snapshot is None:
         raise ProblemError(NOT_FOUND, "Snapshot not found")
-    return json_response(encode(snapshot))
+    return json_response(encode(_seen_by(caller, snapshot)))
 
 
 @aggregates.post(
@@ -207,14 +221,18 @@ async def validate_sequence(store: OpenStore, jobs: Jobs, body: SequenceBody, on
     openapi_extra=needs(Scope.READ),
 )
 async def stream_events(
+    request: Request,
     store: OpenStore,
     feed: Annotated[LiveFeed, Depends(_feed)],
+    caller: CurrentCaller,
     params: Annotated[StreamParams, Query()],
     last_event_id: Annotated[str | None, Header(pattern=r"^\d{0,18}$")] = None,
 ) -> Response:
     """Server-sent events: history from the point asked for, then live, without a gap or a repeat."""
     after = await first_position(store, feed, after=params.after, last_event_id=last_event_id)
-    return StreamResponse(EventStream(store, feed, params.query(), after=after))
+    encode = event_frame if caller.sees_personal_data else masked_frame
+    stream = EventStream(store, feed, params.query(), after=after, encode=encode)
+    return StreamResponse(stream, still_admitted=partial(still_admitted, request))
 
 
 def create_app(settings: Settings | None = None, launcher: Launcher | None = None) -> FastAPI:
@@ -229,6 +247,7 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
             async with open_doors(app, system):
                 try:
                     await jobs.start()
+                    await settle_replays(system.store, jobs)
                     yield
                 finally:
                     await jobs.stop()
@@ -266,6 +285,16 @@ SHOWN = (
 
 def _only(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: row.get(name) for name in names}
+
+
+def _seen_by(caller: Caller, snapshot: dict[str, Any]) -> dict[str, Any]:
+    if caller.sees_personal_data:
+        return snapshot
+    shown = {
+        "state": masked_state(snapshot["state"]),
+        "replay_result": without(snapshot["replay_result"], REPLAY),
+    }
+    return {**snapshot, **shown}
 
 
 def _require_model(name: str | None) -> None:

@@ -135,6 +135,18 @@ class BatchRoute(JsonRoute):
     request_class = BatchRequest
 
 
+class NdjsonRoute(JsonRoute):
+    """A route that takes and answers lines of JSON; it reads the body as it comes."""
+
+    produces = "application/x-ndjson"
+
+
+class TextRoute(JsonRoute):
+    """A route that answers plain text."""
+
+    produces = "text/plain"
+
+
 class HtmlRoute(JsonRoute):
     """A route that answers a page."""
 

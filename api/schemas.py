@@ -106,19 +106,45 @@ class EventBody(_Body):
     timestamp: Moment | None = None
     expected_version: ExpectedVersion = ANY
 
-    def draft(self) -> BaseEvent:
-        """The event of what was given. Raises InvalidEventError naming the field."""
+    def draft(self, *, otherwise: UUID) -> BaseEvent:
+        """The event of what was given; `otherwise` is its event_id when none was. Raises InvalidEventError
+        naming the field."""
         if "backfilled" in self.metadata:  # what carries it is not told to anybody outside
             raise InvalidEventError("is the mark of a backfill", field="metadata.backfilled")
         fields = {name: getattr(self, name) for name in self.model_fields_set - {"expected_version"}}
-        for name in ("event_id", "timestamp"):
-            if fields.get(name, ...) is None:
-                del fields[name]
-        return parse_event(fields)
+        if fields.get("timestamp", ...) is None:
+            del fields["timestamp"]
+        fields["event_id"] = self.event_id or otherwise
+        return parse_event(fields, are_valid=True)
 
 
 class EventOut(BaseModel):
     """An event as stored."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "event_id": "0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a10",
+                    "event_type": "migration.started",
+                    "aggregate_id": "migration-123",
+                    "aggregate_type": "migration",
+                    "event_version": 1,
+                    "timestamp": "2026-11-24T08:00:00Z",
+                    "correlation_id": "0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a11",
+                    "causation_id": "0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a12",
+                    "metadata": {},
+                    "data": {
+                        "source_config": {"host": "source.example.com"},
+                        "target_config": {"host": "target.example.com"},
+                        "started_at": "2026-11-24T08:00:00Z",
+                    },
+                    "position": 1,
+                    "recorded_at": "2026-11-24T08:00:00.001Z",
+                }
+            ]
+        }
+    )
 
     event_id: UUID
     event_type: str
@@ -136,6 +162,17 @@ class EventOut(BaseModel):
 
 class BatchOut(BaseModel):
     """What a batch came to."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "message": "Published 1 events successfully",
+                    "event_ids": ["0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a10"],
+                }
+            ]
+        }
+    )
 
     message: str
     event_ids: list[UUID]
@@ -266,7 +303,20 @@ class SequenceBody(_Body):
 class Problem(BaseModel):
     """An error (RFC 9457)."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "/problems/not-found",
+                    "title": "Nothing is here",
+                    "status": 404,
+                    "detail": "Event not found",
+                    "instance": "urn:uuid:0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a10",
+                }
+            ]
+        },
+    )
 
     type: str
     title: str

@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -16,6 +17,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from api.protocol import BoundedProtocol
 from eventsourcing import ConfigurationError, EventSourcingError, Settings
 from eventsourcing.logs import configure
 from eventsourcing.metrics import share
@@ -35,21 +37,23 @@ def serve(name: str, create_app: Callable[[Settings], FastAPI], port_of: Callabl
     try:
         settings = Settings.load()
         configure(settings.log_level, settings.log_format, service=name)
-        port = port_of(settings)
+        port, context = port_of(settings), settings.server_context()
         with _listening(settings.bind_host, port) as listener, share(f"{port}"):
-            _run(create_app(settings), listener)
+            _run(create_app(settings), listener, context)
     except EventSourcingError as error:
         sys.exit(redact_url(" ".join(str(error).split())))
 
 
-def _run(app: FastAPI, listener: socket.socket) -> None:
+def _run(app: FastAPI, listener: socket.socket, context: ssl.SSLContext | None) -> None:
     config = uvicorn.Config(
         app,
+        http=BoundedProtocol,
         lifespan="off",  # opened here, so that a failure to start is an exception and no traceback
         log_config=None,
         access_log=False,  # `tracking` writes of every request
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
+        ssl_context_factory=None if context is None else lambda _config, _default: context,
     )
 
     async def main() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
 import anyio
@@ -21,7 +21,7 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from api.dependencies import event_json
-from api.feed import MAX_BUFFERED_EVENTS, LiveFeed, Subscription
+from api.feed import MAX_BUFFERED_EVENTS, Encode, LiveFeed, Subscription
 from eventsourcing import CursorAheadError, EventQuery, EventSourcingError, EventStore, RecordedEvent
 from eventsourcing.metrics import gauge
 
@@ -29,6 +29,9 @@ log = logging.getLogger("esm.api.sse")
 
 PING_S = 15
 CHECKPOINT_S = 5.0
+LOOK_AGAIN_S = 5.0
+"""How often a stream asks whether its caller may still have it."""
+
 STALLED_S = 300.0
 """A client that takes nothing for this long is gone."""
 
@@ -41,11 +44,16 @@ _RETRY = b"retry: 2000\n\n"
 
 def event_frame(event: RecordedEvent) -> bytes:
     """One event on the wire."""
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (
-        event.position,
-        event.event_type.encode(),
-        event_json(event),
-    )
+    return _frame(event, event_json(event, masked=False))
+
+
+def masked_frame(event: RecordedEvent) -> bytes:
+    """One event on the wire, its personal data masked."""
+    return _frame(event, event_json(event, masked=True))
+
+
+def _frame(event: RecordedEvent, data: bytes) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.position, event.event_type.encode(), data)
 
 
 async def first_position(
@@ -70,10 +78,18 @@ async def _require_reached(store: EventStore, position: int) -> None:
 
 
 class EventStream:
-    """The chunks of one client's stream."""
+    """The chunks of one client's stream; `encode` makes the frame of an event."""
 
-    def __init__(self, store: EventStore, feed: LiveFeed, query: EventQuery, *, after: int) -> None:
-        self._store, self._feed, self._query = store, feed, query
+    def __init__(
+        self,
+        store: EventStore,
+        feed: LiveFeed,
+        query: EventQuery,
+        *,
+        after: int,
+        encode: Encode = event_frame,
+    ) -> None:
+        self._store, self._feed, self._query, self._encode = store, feed, query, encode
         self._position = self._told = after
         self._wake = asyncio.Event()
         self._ending = False
@@ -98,7 +114,9 @@ class EventStream:
         while not self._ending:
             async for chunk in self._approach():
                 yield chunk
-            with self._feed.subscribe(self._query, after=self._position, wake=self._wake) as live:
+            with self._feed.subscribe(
+                self._query, after=self._position, wake=self._wake, encode=self._encode
+            ) as live:
                 async for chunk in self._history(live.start):
                     yield chunk
                 if not announced:
@@ -130,7 +148,7 @@ class EventStream:
             self._position = page[-1].position if more else goal
             if page:
                 self._told = page[-1].position
-                yield b"".join(map(event_frame, page))
+                yield b"".join(map(self._encode, page))
 
     async def _page(self, goal: int) -> list[RecordedEvent]:
         """The next events, read when it is this stream's turn; a limit keeps the store from reading ahead."""
@@ -164,13 +182,21 @@ class EventStream:
 
 
 class StreamResponse(EventSourceResponse):
-    """Sends a stream, pings, and ends it when the client leaves or the server is told to stop."""
+    """Sends a stream, pings, and ends it when the client leaves or the server is told to stop, or
+    `still_admitted`, asked every five seconds, says that the caller may no longer have it."""
 
-    def __init__(self, stream: EventStream) -> None:
+    def __init__(
+        self, stream: EventStream, *, still_admitted: Callable[[], Awaitable[bool]] | None = None
+    ) -> None:
         stopping = anyio.Event()
 
         async def end_when_stopping() -> None:
-            await stopping.wait()
+            while not stopping.is_set():
+                with anyio.move_on_after(LOOK_AGAIN_S):
+                    await stopping.wait()
+                if still_admitted is not None and not await still_admitted():
+                    log.info("a stream was ended: its caller may not have it any more")
+                    break
             stream.end()
 
         super().__init__(

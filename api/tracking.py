@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import re
 import time
+from functools import cache
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eventsourcing.logs import about
 from eventsourcing.metrics import instruments
+
+if TYPE_CHECKING:
+    from prometheus_client import Histogram
 
 log = logging.getLogger("esm.api.requests")
 
@@ -54,10 +59,15 @@ class Tracking:
                 _measure(scope, status, time.perf_counter() - began)
 
 
+@cache
+def _seconds(method: str, route: str, status: int) -> Histogram:
+    return instruments().http_seconds.labels(method, route, str(status))
+
+
 def _measure(scope: Scope, status: int, seconds: float) -> None:
     """By the template of the path, never by the path: that names people, and has no bound."""
     method = scope["method"] if scope["method"] in _METHODS else "other"
     route = getattr(scope.get("route"), "path", _NO_ROUTE)
-    instruments().http_seconds.labels(method, route, str(status)).observe(seconds)
+    _seconds(method, route, status).observe(seconds)
     level = logging.WARNING if status >= 500 else logging.DEBUG
     log.log(level, "%s %s answered %d in %.1f ms", method, route, status, seconds * 1000)

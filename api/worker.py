@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from api.application import new_application
+from api.doors import open_doors
 from api.health import health_router
 from api.measured import metrics_router
 from eventsourcing import Settings
@@ -29,7 +30,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             work = asyncio.create_task(run_worker(system, stop), name="worker")
             work.add_done_callback(_leave_with)
             try:
-                yield
+                async with open_doors(app, system):
+                    yield
             finally:
                 stop.set()
                 await work

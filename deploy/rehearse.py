@@ -248,11 +248,11 @@ class Rehearsal:
 
     def _placed(self, text: str, name: str = "") -> str:
         """The text with this machine's addresses and paths in place of a network's and an image's."""
+        if name:
+            text = re.sub(r"(?<![\d.])(127\.0\.0\.1|0\.0\.0\.0)(?![\d.])", self._own[name], text)
         for place, address in self.addresses.items():
             text = text.replace(place, address)
         for other, address in self._own.items():
             text = re.sub(rf"(?<![\w.-]){re.escape(other)}(?=:\d)", address, text)
-        if name:
-            text = re.sub(r"(?<![\d.])(127\.0\.0\.1|0\.0\.0\.0)(?![\d.])", self._own[name], text)
         text = text.replace("/run/secrets/", f"{self._secrets}/")
         return text.replace("/app/probe.py", str(ROOT / "deploy" / "probe.py"))

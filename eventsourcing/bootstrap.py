@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from eventsourcing.bus import EventBus
@@ -33,6 +34,19 @@ def collect_rarely() -> None:
     gc.set_threshold(100_000, 20, 20)
 
 
+def return_buffers() -> None:
+    """Let memory of a megabyte or more go back to the system when it is freed, in a process of ours.
+
+    glibc raises that limit to that of the largest buffer that was ever freed, and keeps below it what each
+    thread leaves behind: frames that come and go in threads doubled the memory of a migration.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
+
 @asynccontextmanager
 async def open_system(settings: Settings | None = None) -> AsyncIterator[System]:
     """Load the plugins, open the store, and wire a bus to it; close both at the end.
@@ -42,6 +56,7 @@ async def open_system(settings: Settings | None = None) -> AsyncIterator[System]
     settings = settings or Settings.load()
     load_plugins(settings)
     collect_rarely()
+    return_buffers()
     storage = database_storage(settings.store_config(), settings.data_dir)
     async with EventStore(storage=storage) as store:
         bus = EventBus(settings.bus_config(), store=store)

@@ -7,10 +7,17 @@ from typing import Any
 from eventsourcing.events import OCCURRED, EventPayload, EventType, TypedEvent, UtcDatetime, register_event
 from eventsourcing.secrets import ConnectionConfig
 
+RECORD = ("username", "source_data", "target_data")
+"""The personal data of a migrated record's event."""
+
 
 @register_event
 class MigrationStartedEvent(
-    TypedEvent, event_type=EventType.MIGRATION_STARTED, aggregate_type="migration", id_field="migration_id"
+    TypedEvent,
+    event_type=EventType.MIGRATION_STARTED,
+    aggregate_type="migration",
+    id_field="migration_id",
+    personal=(),
 ):
     """A migration began, from this source to this target."""
 
@@ -22,7 +29,11 @@ class MigrationStartedEvent(
 
 @register_event
 class MigrationCompletedEvent(
-    TypedEvent, event_type=EventType.MIGRATION_COMPLETED, aggregate_type="migration", id_field="migration_id"
+    TypedEvent,
+    event_type=EventType.MIGRATION_COMPLETED,
+    aggregate_type="migration",
+    id_field="migration_id",
+    personal=(),
 ):
     """A migration ended well."""
 
@@ -34,7 +45,11 @@ class MigrationCompletedEvent(
 
 @register_event
 class MigrationFailedEvent(
-    TypedEvent, event_type=EventType.MIGRATION_FAILED, aggregate_type="migration", id_field="migration_id"
+    TypedEvent,
+    event_type=EventType.MIGRATION_FAILED,
+    aggregate_type="migration",
+    id_field="migration_id",
+    personal=("error_message", "error_details"),
 ):
     """A migration stopped on an error."""
 
@@ -46,7 +61,11 @@ class MigrationFailedEvent(
 
 @register_event
 class DataExtractedEvent(
-    TypedEvent, event_type=EventType.DATA_EXTRACTED, aggregate_type="extraction", id_field="extraction_id"
+    TypedEvent,
+    event_type=EventType.DATA_EXTRACTED,
+    aggregate_type="extraction",
+    id_field="extraction_id",
+    personal=(),
 ):
     """All records were read from the source, in one consistent snapshot."""
 
@@ -63,6 +82,7 @@ class DataTransformedEvent(
     event_type=EventType.DATA_TRANSFORMED,
     aggregate_type="transformation",
     id_field="transformation_id",
+    personal=(),
 ):
     """The records were brought into the target's form."""
 
@@ -75,7 +95,11 @@ class DataTransformedEvent(
 
 @register_event
 class DataValidatedEvent(
-    TypedEvent, event_type=EventType.DATA_VALIDATED, aggregate_type="validation", id_field="validation_id"
+    TypedEvent,
+    event_type=EventType.DATA_VALIDATED,
+    aggregate_type="validation",
+    id_field="validation_id",
+    personal=("validation_errors",),
 ):
     """The transformed records were checked against the rules."""
 
@@ -89,7 +113,7 @@ class DataValidatedEvent(
 
 @register_event
 class DataImportedEvent(
-    TypedEvent, event_type=EventType.DATA_IMPORTED, aggregate_type="import", id_field="import_id"
+    TypedEvent, event_type=EventType.DATA_IMPORTED, aggregate_type="import", id_field="import_id", personal=()
 ):
     """The valid records were written to the target."""
 
@@ -111,7 +135,7 @@ class MigratedPayload(EventPayload):
 
 @register_event
 class UserMigratedEvent(
-    TypedEvent, event_type=EventType.USER_MIGRATED, aggregate_type="user", id_field="user_id"
+    TypedEvent, event_type=EventType.USER_MIGRATED, aggregate_type="user", id_field="user_id", personal=RECORD
 ):
     """A user arrived in the target."""
 
@@ -121,7 +145,11 @@ class UserMigratedEvent(
 
 @register_event
 class AdminMigratedEvent(
-    TypedEvent, event_type=EventType.ADMIN_MIGRATED, aggregate_type="admin", id_field="admin_id"
+    TypedEvent,
+    event_type=EventType.ADMIN_MIGRATED,
+    aggregate_type="admin",
+    id_field="admin_id",
+    personal=RECORD,
 ):
     """An admin arrived in the target."""
 
@@ -131,7 +159,11 @@ class AdminMigratedEvent(
 
 @register_event
 class RollbackInitiatedEvent(
-    TypedEvent, event_type=EventType.ROLLBACK_INITIATED, aggregate_type="rollback", id_field="rollback_id"
+    TypedEvent,
+    event_type=EventType.ROLLBACK_INITIATED,
+    aggregate_type="rollback",
+    id_field="rollback_id",
+    personal=(),
 ):
     """Somebody began to undo a migration."""
 
@@ -144,7 +176,11 @@ class RollbackInitiatedEvent(
 
 @register_event
 class RollbackCompletedEvent(
-    TypedEvent, event_type=EventType.ROLLBACK_COMPLETED, aggregate_type="rollback", id_field="rollback_id"
+    TypedEvent,
+    event_type=EventType.ROLLBACK_COMPLETED,
+    aggregate_type="rollback",
+    id_field="rollback_id",
+    personal=(),
 ):
     """The undoing ended; `success` is false when anything of the migration is left."""
 
@@ -161,6 +197,7 @@ class SchemaCompatibilityCheckedEvent(
     event_type=EventType.SCHEMA_COMPATIBILITY_CHECKED,
     aggregate_type="schema",
     id_field="check_id",
+    personal=(),
 ):
     """Source and target schemas were compared, before anything was written."""
 
@@ -177,6 +214,7 @@ class UUIDTransformedEvent(
     event_type=EventType.UUID_TRANSFORMED,
     aggregate_type="uuid_transformation",
     id_field="transformation_id",
+    personal=(),
 ):
     """Identifiers were brought from one UUID format into another."""
 
@@ -193,6 +231,7 @@ class DatetimeConvertedEvent(
     event_type=EventType.DATETIME_CONVERTED,
     aggregate_type="datetime_conversion",
     id_field="conversion_id",
+    personal=(),
 ):
     """Moments were brought from one format into another."""
 
@@ -205,7 +244,11 @@ class DatetimeConvertedEvent(
 
 @register_event
 class RecordQuarantinedEvent(
-    TypedEvent, event_type=EventType.RECORD_QUARANTINED, aggregate_type="record", id_field="record_id"
+    TypedEvent,
+    event_type=EventType.RECORD_QUARANTINED,
+    aggregate_type="record",
+    id_field="record_id",
+    personal=("source_key", "message"),
 ):
     """A record broke a rule and was set aside: which rule, at which column, with its secrets masked."""
 
@@ -221,7 +264,11 @@ class RecordQuarantinedEvent(
 
 @register_event
 class RecordReleasedEvent(
-    TypedEvent, event_type=EventType.RECORD_RELEASED, aggregate_type="record", id_field="record_id"
+    TypedEvent,
+    event_type=EventType.RECORD_RELEASED,
+    aggregate_type="record",
+    id_field="record_id",
+    personal=("source_key",),
 ):
     """A quarantined record went on in a later attempt: it was `migrated`, or is `filtered` now."""
 
@@ -245,7 +292,7 @@ class RolledBackPayload(EventPayload):
 
 @register_event
 class UserRolledBackEvent(
-    TypedEvent, event_type=EventType.USER_ROLLED_BACK, aggregate_type="user", id_field="user_id"
+    TypedEvent, event_type=EventType.USER_ROLLED_BACK, aggregate_type="user", id_field="user_id", personal=()
 ):
     """A migrated user was taken back."""
 
@@ -255,7 +302,11 @@ class UserRolledBackEvent(
 
 @register_event
 class AdminRolledBackEvent(
-    TypedEvent, event_type=EventType.ADMIN_ROLLED_BACK, aggregate_type="admin", id_field="admin_id"
+    TypedEvent,
+    event_type=EventType.ADMIN_ROLLED_BACK,
+    aggregate_type="admin",
+    id_field="admin_id",
+    personal=(),
 ):
     """A migrated admin was taken back."""
 
@@ -265,7 +316,11 @@ class AdminRolledBackEvent(
 
 @register_event
 class CutoverChangedEvent(
-    TypedEvent, event_type=EventType.CUTOVER_CHANGED, aggregate_type="cutover", id_field="cutover_id"
+    TypedEvent,
+    event_type=EventType.CUTOVER_CHANGED,
+    aggregate_type="cutover",
+    id_field="cutover_id",
+    personal=(),
 ):
     """A gradual migration moved from one phase to another."""
 

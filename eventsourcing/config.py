@@ -21,13 +21,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from eventsourcing.errors import ConfigurationError
 from eventsourcing.logs import LogFormat
 from eventsourcing.secrets import redact_url
+from eventsourcing.tls import TlsSettings, encrypted_url, refuse_contradiction, refuse_half_a_pair
 
 Provisioning = Literal["create", "verify", "none"]
 
@@ -91,13 +92,20 @@ _PLAIN = {
     "kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS",
     "log_level": "LOG_LEVEL",
 }
-_SECRETS = ("database_url", "dagster_database_url", "target_database_url", "hmac_secret", "kafka_options")
+_SECRETS = (
+    "database_url",
+    "dagster_database_url",
+    "target_database_url",
+    "hmac_secret",
+    "kafka_options",
+    "tls_key_password",
+)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _OPTION = "ESM_KAFKA_OPTION_"
 """`ESM_KAFKA_OPTION_SASL_PASSWORD` is librdkafka's `sasl.password`."""
 
 
-class Settings(BaseSettings):
+class Settings(TlsSettings):
     """The settings of a process."""
 
     model_config = SettingsConfigDict(env_prefix="ESM_", extra="ignore", hide_input_in_errors=True)
@@ -197,6 +205,12 @@ class Settings(BaseSettings):
         return options
 
     @model_validator(mode="after")
+    def _encrypted(self) -> Settings:
+        refuse_half_a_pair(self)
+        self.database_url = encrypted_url(self.database_url, self)
+        return self
+
+    @model_validator(mode="after")
     def _refuse_open_door(self) -> Settings:
         beyond = self.bind_host not in LOOPBACK
         if beyond and self.authentication == "off" and not self.allow_insecure_bind:
@@ -238,6 +252,7 @@ class Settings(BaseSettings):
             message = first["msg"].removeprefix("Value error, ")
             raise ConfigurationError(redact_url(f"{name}: {message}" if name else message)) from None
         settings.kafka_options |= options
+        refuse_contradiction(settings.kafka_options)
         return settings
 
     def store_config(self) -> EventStoreConfig:

@@ -11,6 +11,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
 
 from eventsourcing.breaker import Breaker
 from eventsourcing.config import EventBusConfig
@@ -21,6 +23,9 @@ from eventsourcing.handlers import EventHandler
 from eventsourcing.logs import about
 from eventsourcing.metrics import instruments
 from eventsourcing.secrets import redact, secret_values
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Histogram
 
 __all__ = ["CONCURRENT_CALLS", "Delivery", "backoff", "call_with_retry", "is_outage"]
 
@@ -97,8 +102,8 @@ async def _in_time(handler: EventHandler, event: BaseEvent, timeout_s: float) ->
             raise HandlerTimeoutError(f"no answer within {timeout_s:g} s") from error
         raise
     finally:
-        seconds = time.perf_counter() - began
-        instruments().handler_seconds.labels(handler.name, result).observe(seconds)
+        seconds, _ = _measures(handler.name, result)
+        seconds.observe(time.perf_counter() - began)
 
 
 async def _retried(
@@ -118,11 +123,19 @@ async def _retried(
                 raise HandlerError(
                     event.event_id, handler=handler.name, attempts=attempt, reason=reason
                 ) from error
-            instruments().handler_retries.labels(handler.name).inc()
+            _, again = _measures(handler.name, "failed")
+            again.inc()
             await asyncio.sleep(backoff(attempt, delay_s))
         else:
             return attempt
     raise AssertionError("unreachable")
+
+
+@cache
+def _measures(handler: str, result: str) -> tuple[Histogram, Counter]:
+    """Of a handler: its attempts that end so, and its retries, which are 0 from its first attempt on."""
+    made = instruments()
+    return made.handler_seconds.labels(handler, result), made.handler_retries.labels(handler)
 
 
 def backoff(attempt: int, delay_s: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from uuid import UUID
 
 from eventsourcing.canonical import decode, encode
 from eventsourcing.errors import InvalidEventError
@@ -29,9 +28,10 @@ def prepare(events: Sequence[BaseEvent], expected_version: ExpectedVersion = ANY
     the call share an id and differ.
     """
     following = {} if expected_version == ANY else _first_versions(events, expected_version)
-    ready: dict[UUID, NewEvent] = {}
+    ready: dict[int, NewEvent] = {}
     for index, event in enumerate(events):
-        twin = ready.get(event.event_id)
+        number = event.event_id.int  # a UUID's own hash is a call
+        twin = ready.get(number)
         try:
             new = _prepared(event, {} if twin else following)
         except InvalidEventError as error:
@@ -39,7 +39,7 @@ def prepare(events: Sequence[BaseEvent], expected_version: ExpectedVersion = ANY
         if twin:
             settle_duplicate(new, _as_stored(twin))
         else:
-            ready[event.event_id] = new
+            ready[number] = new
     return list(ready.values())
 
 

@@ -85,7 +85,7 @@ class CursorAheadError(EventSourcingError):
         self.cursor, self.head = cursor, head
         super().__init__(
             f"cursor {cursor} is ahead of the store, whose last position is {head}: the store was restored "
-            "to an earlier state; see docs/restore.md"
+            "to an earlier state; see docs/guides/backup-and-restore.md"
         )
 
 

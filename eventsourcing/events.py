@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 from uuid import UUID
 
@@ -109,12 +110,24 @@ def deterministic_event_id(started_at: datetime, *parts: str) -> UUID:
 
     Ids of one run lie together in an index, and a repeated run appends nothing twice.
     """
-    milliseconds = int(utc(started_at).timestamp() * 1000) & (2**48 - 1)
-    digest = int.from_bytes(hashlib.sha256("\x1f".join(parts).encode()).digest()[:10])
-    value = (milliseconds << 80) | digest
+    return _hashed(int(utc(started_at).timestamp() * 1000) & (2**48 - 1), "\x1f".join(parts))
+
+
+def derived_event_id(token: UUID, number: int) -> UUID:
+    """The id of the event with this number among those of one token, whose time it takes over."""
+    return _hashed(token.int >> 80, f"{token.int:x}\x1f{number}")
+
+
+def named_token(*names: str) -> UUID:
+    """The same token for the same names, for ever."""
+    return _hashed(0, "\x1f".join(names))
+
+
+def _hashed(milliseconds: int, text: str) -> UUID:
+    """A UUIDv8 of a time and a hash (RFC 9562, 5.8)."""
+    value = (milliseconds << 80) | int.from_bytes(hashlib.sha256(text.encode()).digest()[:10])
     value = (value & ~(0xF << 76)) | (0x8 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return UUID(int=value)
+    return UUID(int=(value & ~(0x3 << 62)) | (0x2 << 62))
 
 
 class BaseEvent(BaseModel):
@@ -152,10 +165,17 @@ class BaseEvent(BaseModel):
 class RecordedEvent(BaseEvent):
     """An event as the store holds it: frozen, with its place in the global order.
 
-    `position` grows along the store and is unique; `recorded_at` is when the store took it.
+    `position` grows along the store and is unique; `recorded_at` is when the store took it. One that
+    comes from a row makes a field when it is first read: a replay or a filter looks at few of them.
     """
 
     model_config = ConfigDict(frozen=True)
+
+    __slots__ = ("_row",)
+
+    if TYPE_CHECKING:
+        _row: Sequence[Any] | None
+        """The row whose fields are not all made yet; None when they are."""
 
     position: int
     recorded_at: UtcDatetime
@@ -171,11 +191,42 @@ class RecordedEvent(BaseEvent):
         if versioned and not as_stored:
             read_newest(fields)
         event = _new(cls)
-        _set(event, "__dict__", fields)
-        _set(event, "__pydantic_fields_set__", _RECORDED_FIELDS)
-        _set(event, "__pydantic_extra__", None)
-        _set(event, "__pydantic_private__", None)
+        event.__dict__ = fields
+        _set_names(event, _RECORDED_FIELDS)
+        _set_extra(event, None)
+        _set_private(event, None)
         return event
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any], *, as_stored: bool = False) -> RecordedEvent:
+        """Wrap a row that the store wrote: all fields in order, the payloads encoded. See from_store."""
+        event = _new(cls)
+        _set_row(event, row)
+        _set_names(event, _RECORDED_FIELDS)
+        _set_extra(event, None)
+        _set_private(event, None)
+        if (row[_TYPE] in VERSIONED or _NAMES_VERSION in row[_METADATA]) and not as_stored:
+            read_newest(event.__dict__)
+        return event
+
+    if not TYPE_CHECKING:  # to checkers an instance has a dictionary like any other
+
+        @property
+        def __dict__(self) -> dict[str, Any]:
+            """All fields: whoever looks here - pydantic, a copy, an encoder - finds none that is not made."""
+            row, made = self._row, _get_fields(self)
+            if row is None:
+                return made
+            fields = {
+                name: made[name] if name in made else field.made(row) for name, field in _FIELDS.items()
+            }
+            self.__dict__ = fields
+            return fields
+
+        @__dict__.setter
+        def __dict__(self, fields: dict[str, Any]) -> None:
+            _set_row(self, None)
+            _set_fields(self, fields)
 
     @model_validator(mode="after")
     def _read_newest(self) -> Self:
@@ -185,9 +236,57 @@ class RecordedEvent(BaseEvent):
         return self
 
 
+class _Unread:
+    """A field of a record that nobody has read yet; what stands in the record's dictionary goes before."""
+
+    def __init__(self, name: str, place: int) -> None:
+        self._name, self._place, self._make = name, place, _MAKERS.get(name)
+
+    def made(self, row: Sequence[Any]) -> Any:
+        """The field of a row."""
+        value = row[self._place]
+        return value if self._make is None else self._make(value)
+
+    def __get__(self, event: RecordedEvent | None, owner: type) -> Any:
+        row = None if event is None else event._row
+        if row is None:
+            raise AttributeError(self._name)  # no class has a field; nor has a record that was built without
+        make = self._make
+        if make is None:
+            return row[self._place]
+        value = make(row[self._place])
+        if make is decode:  # once: whoever changes a payload changes what the next one reads
+            _get_fields(event)[self._name] = value
+        return value
+
+
+class _Types(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+_MAKERS: dict[str, Callable[[Any], Any]] = {
+    "event_type": _Types((member.value, member) for member in EventType).__getitem__,
+    # The driver gives the first and the last moment there is without a zone.
+    "timestamp": lambda moment: moment if moment.tzinfo else utc(moment),
+    "metadata": decode,
+    "data": decode,
+}
+"""How a field is made of what stands in a row; others stand there as they are."""
+_FIELDS = {name: _Unread(name, place) for place, name in enumerate(RecordedEvent.model_fields)}
+for _name, _field in _FIELDS.items():
+    setattr(RecordedEvent, _name, _field)
+
 _DRAFT_FIELDS = frozenset(BaseEvent.model_fields)  # looking them up in the class costs more than the rest
-_RECORDED_FIELDS = set(RecordedEvent.model_fields)
-_new, _set = object.__new__, object.__setattr__  # a record is made for every row read
+_RECORDED_FIELDS = set(_FIELDS)
+_TYPE, _METADATA = list(_FIELDS).index("event_type"), list(_FIELDS).index("metadata")
+_NAMES_VERSION = f'"{SCHEMA_VERSION}"'.encode()
+_new = object.__new__  # a record is made for every row read, and these ways cost least
+_get_fields, _set_fields = vars(BaseModel)["__dict__"].__get__, vars(BaseModel)["__dict__"].__set__
+_set_row = vars(RecordedEvent)["_row"].__set__
+_set_names, _set_extra, _set_private = (
+    vars(BaseModel)[f"__pydantic_{name}__"].__set__ for name in ("fields_set", "extra", "private")
+)
 
 
 class EventPayload(BaseModel):
@@ -222,6 +321,9 @@ class TypedEvent(BaseEvent):
             def two_names(data):
                 given, _, family = data.pop("passenger").partition(" ")
                 return {**data, "given_name": given, "family_name": family}
+
+    `personal` names the payload fields that hold personal data, which only some readers may see; a class
+    that does not say it is taken to hold nothing else.
     """
 
     model_config = ConfigDict(extra="ignore")  # whatever is not a field goes into the payload
@@ -234,6 +336,7 @@ class TypedEvent(BaseEvent):
     declared_type: ClassVar[str]
     declared_aggregate: ClassVar[str]
     id_field: ClassVar[str]
+    personal: ClassVar[frozenset[str] | None]
     lineage: ClassVar[Lineage]
     payload_model: ClassVar[type[BaseModel]]
 
@@ -246,9 +349,11 @@ class TypedEvent(BaseEvent):
         aggregate_type: str,
         id_field: str = "aggregate_id",
         schema_version: int = 1,
+        personal: Iterable[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init_subclass__(**kwargs)
+        cls.personal = None if personal is None else frozenset(personal)
         cls.declared_type = _known_type(event_type)
         cls.declared_aggregate = aggregate_type
         cls.id_field = id_field
@@ -275,6 +380,26 @@ class TypedEvent(BaseEvent):
         self.__pydantic_fields_set__.add("data")
         self._defaulted = defaulted
 
+    @classmethod
+    def of_valid(cls, fields: Mapping[str, Any]) -> Self:
+        """The event of fields that are valid already, as an HTTP body's are; only the payload is checked.
+
+        Half the price of the constructor. Raises what it raises for the payload.
+        """
+        own = {"event_version": 0, "correlation_id": None, "causation_id": None, **fields}
+        if "event_id" not in own:
+            own["event_id"] = new_event_id()
+        if "timestamp" not in own:
+            own["timestamp"] = datetime.now(UTC)
+        own["metadata"] = dict(fields.get("metadata", ()))
+        own["data"], defaulted = complete_payload(cls, fields["data"], own["timestamp"])
+        event = _new(cls)
+        _set_fields(event, own)
+        _set_names(event, set(fields))
+        _set_extra(event, None)
+        _set_private(event, {"_defaulted": defaulted})
+        return event
+
     @property
     def defaulted_payload(self) -> frozenset[str]:
         """See BaseEvent.defaulted_payload."""
@@ -295,16 +420,18 @@ def complete_payload(
     Raises pydantic's ValidationError naming the payload's fields, or InvalidEventError.
     """
     model = cls.payload_model
-    defaulted = frozenset(
-        name
-        for name, field in model.model_fields.items()
-        if name.endswith("_at") and not field.is_required() and given.get(name) is None
-    )
+    defaulted = frozenset([name for name in _following(model) if given.get(name) is None])
     payload = model.model_validate({**given, **dict.fromkeys(defaulted, timestamp)})
-    fields = {name: getattr(payload, name) for name in model.model_fields}
     extra = payload.__pydantic_extra__ or {}
-    canonical: dict[str, Any] = decode(encode({**fields, **extra}))
+    canonical: dict[str, Any] = decode(encode({**payload.__dict__, **extra}))
     return canonical, defaulted
+
+
+@cache
+def _following(model: type[BaseModel]) -> tuple[str, ...]:
+    """The fields of a payload that take the event's timestamp when they are left out."""
+    fields = model.model_fields.items()
+    return tuple(name for name, field in fields if name.endswith("_at") and not field.is_required())
 
 
 _registry: dict[str, type[TypedEvent]] = {}
@@ -338,8 +465,9 @@ def registered_events() -> Iterable[type[TypedEvent]]:
     return [_registry[name] for name in sorted(_registry)]
 
 
-def parse_event(fields: Mapping[str, Any]) -> BaseEvent:
-    """Build the typed event that a stranger's fields describe, as HTTP and imports do.
+def parse_event(fields: Mapping[str, Any], *, are_valid: bool = False) -> BaseEvent:
+    """Build the typed event that a stranger's fields describe, as HTTP and imports do. Where the event's
+    own fields `are_valid`, only the payload is checked.
 
     A payload whose metadata names an older `schema_version` is upcast first. Raises InvalidEventError
     with the field's path: unknown type, missing or wrong field.
@@ -358,7 +486,7 @@ def parse_event(fields: Mapping[str, Any]) -> BaseEvent:
         data, about = write_newest(cls.declared_type, fields.get("data", {}), about)
         fields = {**fields, "data": data, "metadata": about}
     try:
-        return cls(**fields)
+        return cls.of_valid(fields) if are_valid else cls(**fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         path = ".".join(str(part) for part in first["loc"])

@@ -4,11 +4,15 @@ Each chunk is atomic. A manifest says which chunks are stored; repeating a call 
 the same rows appends what is missing, and nothing twice: the ids of the events are those of the rows or
 follow from the name and the row's number. A crash between a chunk and its entry in the manifest costs
 that chunk's look-up and no event.
+
+Two chunks are written at a time, each behind the one before it. Chunks that share an aggregate are written
+one after the other, so that its rows keep their order even where a chunk has to begin again.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -27,7 +31,14 @@ MANIFESTS = StateTable("append-manifests")
 CHUNKS = StateTable("append-chunks")
 """Key: the name, separator, the chunk's number in ten digits. Value: digest and receipt."""
 
+AT_ONCE = 2
+"""How many chunks are written at the same time: while one is encoded, the server is busy with the other."""
+
 _SEPARATOR = "\x1f"
+
+
+def _numbers(*positions: int | None) -> list[int]:
+    return [position for position in positions if position is not None]
 
 
 class ArrowStream(Protocol):
@@ -70,8 +81,8 @@ class AppendManifest:
             appended=self.appended + receipt.appended,
             appended_now=self.appended_now + (receipt.appended if now else 0),
             found=self.found + receipt.found,
-            first_position=self.first_position or receipt.first_position,
-            last_position=receipt.last_position or self.last_position,
+            first_position=min(_numbers(self.first_position, receipt.first_position), default=None),
+            last_position=max(_numbers(self.last_position, receipt.last_position), default=None),
         )
 
 
@@ -90,23 +101,108 @@ async def append_frame(
     if not 1 <= chunk_rows <= 100_000:
         raise ValueError("chunk_rows lies between 1 and 100,000")
     manifest = await _opened(storage, AppendManifest(name, utc(started_at or datetime.now(UTC)), chunk_rows))
-    ids = RowIds(name, manifest.started_at)
-    chunks = _chunks(frames, ids, manifest.chunk_rows)
+    chunks = _chunks(frames, RowIds(name, manifest.started_at), manifest.chunk_rows)
+    writing = _Writing(storage, manifest, on_chunk)
     following = asyncio.create_task(asyncio.to_thread(next, chunks, None))
     try:
         while (chunk := await following) is not None:
             # The next chunk is made while this one is written.
             following = asyncio.create_task(asyncio.to_thread(next, chunks, None))
-            receipt, now = await _append_chunk(storage, manifest, chunk)
-            manifest = manifest.with_chunk(receipt, now=now)
-            if on_chunk is not None:
-                on_chunk(manifest)
+            await writing.begin(chunk)
+        await writing.finish()
+    except asyncio.CancelledError:
+        writing.give_up()
+        raise
     finally:
-        await asyncio.gather(following, return_exceptions=True)
-    manifest = replace(manifest, completed_at=datetime.now(UTC))
+        await asyncio.gather(following, writing.rest(), return_exceptions=True)
+    manifest = replace(writing.manifest, completed_at=datetime.now(UTC))
     async with storage.transaction() as transaction:
         await transaction.put(MANIFESTS, name, asdict(manifest))
     return manifest
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A chunk on its way: written by this call, unless an earlier one had."""
+
+    streams: pl.Series
+    receipt: asyncio.Future[ChunkReceipt]
+    now: bool
+
+
+class _Writing:
+    """Writes the chunks of one call, two at a time while they share no aggregate; each comes behind the one
+    before it. The manifest tells of those that are stored, in their order."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: AppendManifest,
+        on_chunk: Callable[[AppendManifest], None] | None,
+    ) -> None:
+        self._storage, self.manifest, self._on_chunk = storage, manifest, on_chunk
+        self._begun = 0
+        self._flights: deque[_Flight] = deque()
+
+    async def begin(self, chunk: EventChunk) -> None:
+        """Write a chunk; return as soon as the next one may begin. Raises what a chunk before it met."""
+        key = f"{self.manifest.name}{_SEPARATOR}{self._begun:010d}"
+        known = await self._known(key, chunk)
+        while len(self._flights) >= AT_ONCE or any(
+            flight.streams.is_in(chunk.frame["aggregate_id"].implode()).any() for flight in self._flights
+        ):
+            await self._land()
+        placed = asyncio.Event()
+        receipt = asyncio.ensure_future(self._write(key, chunk, known, placed))
+        self._flights.append(_Flight(chunk.frame["aggregate_id"].unique(), receipt, known is None))
+        self._begun += 1
+        await placed.wait()
+
+    async def finish(self) -> None:
+        """Wait for what is on its way. Raises what one of the chunks met."""
+        while self._flights:
+            await self._land()
+
+    async def rest(self) -> None:
+        """Come to rest after a fault: a chunk behind the one that met it is stored with its entry, or not."""
+        await asyncio.gather(*(flight.receipt for flight in self._flights), return_exceptions=True)
+
+    def give_up(self) -> None:
+        """Undo what is on its way."""
+        for flight in self._flights:
+            flight.receipt.cancel()
+
+    async def _land(self) -> None:
+        flight = self._flights.popleft()
+        self.manifest = self.manifest.with_chunk(await flight.receipt, now=flight.now)
+        if self._on_chunk is not None:
+            self._on_chunk(self.manifest)
+
+    async def _known(self, key: str, chunk: EventChunk) -> ChunkReceipt | None:
+        """What an earlier call noted. Raises InvalidEventError where it wrote other rows."""
+        async with self._storage.transaction() as transaction:
+            known = await transaction.get(CHUNKS, key)
+        if known is None:
+            return None
+        if known["digest"] != chunk.digest:
+            raise InvalidEventError(
+                f"the rows from here on are not those appended as {self.manifest.name!r} before",
+                index=self._begun * self.manifest.chunk_rows,
+            )
+        return ChunkReceipt(*known["receipt"])
+
+    async def _write(
+        self, key: str, chunk: EventChunk, known: ChunkReceipt | None, placed: asyncio.Event
+    ) -> ChunkReceipt:
+        try:
+            if known is not None:
+                return known
+            receipt = await self._storage.append_chunk(chunk, on_placed=placed.set)
+            async with self._storage.transaction() as transaction:
+                await transaction.put(CHUNKS, key, {"digest": chunk.digest, "receipt": list(receipt)})
+            return receipt
+        finally:
+            placed.set()
 
 
 async def append_manifest(storage: Storage, name: str) -> AppendManifest:
@@ -125,25 +221,6 @@ async def _opened(storage: Storage, fresh: AppendManifest) -> AppendManifest:
             return fresh
     known = await append_manifest(storage, fresh.name)
     return replace(fresh, started_at=known.started_at, chunk_rows=known.chunk_rows)
-
-
-async def _append_chunk(
-    storage: Storage, manifest: AppendManifest, chunk: EventChunk
-) -> tuple[ChunkReceipt, bool]:
-    """The receipt of the chunk, and whether this call wrote it."""
-    key = f"{manifest.name}{_SEPARATOR}{manifest.chunks:010d}"
-    async with storage.transaction() as transaction:
-        known = await transaction.get(CHUNKS, key)
-    if known is not None and known["digest"] != chunk.digest:
-        raise InvalidEventError(
-            f"the rows from here on are not those appended as {manifest.name!r} before", index=manifest.rows
-        )
-    if known is not None:
-        return ChunkReceipt(*known["receipt"]), False
-    receipt = await storage.append_chunk(chunk)
-    async with storage.transaction() as transaction:
-        await transaction.put(CHUNKS, key, {"digest": chunk.digest, "receipt": list(receipt)})
-    return receipt, True
 
 
 def _chunks(frames: Frames, ids: RowIds, chunk_rows: int) -> Iterator[EventChunk]:

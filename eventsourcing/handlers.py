@@ -183,11 +183,16 @@ class _LoggedNotifications:
         details: dict[str, Any] | None = None,  # noqa: ARG002 - the line holds no payload
         priority: str = "normal",
     ) -> None:
-        self._logger.info("%s [%s]: %s", title, priority, message)
+        subject = message.partition(": ")[0]  # what follows is the reason, and may quote a record
+        self._logger.info("%s [%s]: %s", title, priority, subject)
 
 
 class AuditEventHandler(EventHandler):
-    """One line an event in the audit log. Long values are summarised."""
+    """One line an event in the audit log.
+
+    Of the payload numbers, ids, types and moments stand there as they are; other texts, which may tell of
+    people, and whatever is long are summarised.
+    """
 
     replayable = False
 
@@ -207,7 +212,7 @@ class AuditEventHandler(EventHandler):
             "timestamp": event.timestamp,
             "correlation_id": event.correlation_id,
             "causation_id": event.causation_id,
-            "data": {key: _summary(value) for key, value in event.data.items()},
+            "data": {key: _summary(key, value) for key, value in event.data.items()},
         }
         self._logger.info("AUDIT: %s", comparable(line).decode())
 
@@ -225,13 +230,17 @@ class DebugEventHandler(EventHandler):
         self._logger.info("EVENT: %s", comparable(event.model_dump()).decode())
 
 
-def _summary(value: Any) -> Any:
+_TELLING = ("_id", "_at", "_type", "_format")
+"""How the names of payload fields end whose texts name no person."""
+
+
+def _summary(key: str, value: Any) -> Any:
     if isinstance(value, dict):
         return f"{{{len(value)} keys}}"
     if isinstance(value, list):
         return f"[{len(value)} items]"
-    if isinstance(value, str) and len(value) > 100:
-        return f"{value[:97]}..."
+    if isinstance(value, str) and (len(value) > 100 or not key.endswith(_TELLING)):
+        return f"<{len(value)} characters>"
     return value
 
 

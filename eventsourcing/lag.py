@@ -11,6 +11,9 @@ from eventsourcing.readmodels import READ_MODELS
 from eventsourcing.storage.base import CHECKPOINTS, Storage
 
 Kind = Literal["read-model", "group", "relay"]
+KAFKA_GROUP = "kafka-group/"
+"""Behind which a group's checkpoint says where it began on Kafka."""
+
 KINDS: tuple[Kind, ...] = ("read-model", "group", "relay")
 
 

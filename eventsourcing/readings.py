@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from eventsourcing.bootstrap import System
 from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.errors import EventSourcingError, UnavailableError
-from eventsourcing.lag import Lag, lags
+from eventsourcing.lag import KAFKA_GROUP, Lag, lags
 from eventsourcing.logs import spoken
 from eventsourcing.metrics import Reading, family
 from eventsourcing.replays import ReplayJournal
+from eventsourcing.storage.base import CHECKPOINTS
 
 if TYPE_CHECKING:
     from prometheus_client.core import GaugeMetricFamily
@@ -74,8 +75,8 @@ class Readings:
                 "Age of the oldest append in flight, which holds readers back.",
                 {(): await storage.oldest_append_s()},
             ),
-            *_lagging(await lags(storage)),
-            *await self._dead_letters(),
+            *_lagging(found := await lags(storage)),
+            *await self._dead_letters({lag.name for lag in found if lag.kind == "group"}),
             *await self._on_kafka(),
             family(
                 "es_replay_state",
@@ -85,21 +86,27 @@ class Readings:
             ),
         ]
 
-    async def _dead_letters(self) -> list[GaugeMetricFamily]:
+    async def _dead_letters(self, known: set[str]) -> list[GaugeMetricFamily]:
+        """Of every group, over the store or on Kafka, so that one without dead letters shows as 0."""
+        async with self._system.store.storage.transaction() as transaction:
+            rows = await transaction.scan(CHECKPOINTS, prefix=KAFKA_GROUP)
         groups = await DeadLetterQueue(self._system.store).groups()
+        names = known | {key.removeprefix(KAFKA_GROUP) for key, _ in rows} | groups.keys()
         now = datetime.now(UTC)
-        oldest = {name: datetime.fromisoformat(str(group["oldest"])) for name, group in groups.items()}
+        letters: Reading = {(name,): float(groups.get(name, {}).get("letters", 0)) for name in names}
+        since = {name: groups.get(name, {}).get("oldest") or now for name in names}
+        ages: Reading = {(name,): (now - _moment(moment)).total_seconds() for name, moment in since.items()}
         return [
             family(
                 "es_dlq_messages",
                 "Dead letters of a consumer group, those that wait behind a failed one included.",
-                {(name,): group["letters"] for name, group in groups.items()},
+                letters,
                 ("group",),
             ),
             family(
                 "es_dlq_oldest_age_seconds",
                 "How long a consumer group's first parked aggregate has been parked.",
-                {(name,): (now - since).total_seconds() for name, since in oldest.items()},
+                ages,
                 ("group",),
             ),
         ]
@@ -118,6 +125,10 @@ class Readings:
             reading = {(lag.group, lag.topic): float(lag.messages) for lag in found}
         text = "Messages of a topic that a consumer group on Kafka has not done."
         return [family("es_consumer_lag", text, reading, ("group", "topic"))]
+
+
+def _moment(value: datetime | str) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)
 
 
 _UP = "Whether the event store answers: 1, or 0."

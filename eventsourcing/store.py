@@ -21,7 +21,7 @@ from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.metrics import instruments, timed
 from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import current_event_statistics
-from eventsourcing.storage.base import Storage
+from eventsourcing.storage.base import Appended, Storage
 from eventsourcing.storage.embedded import EmbeddedStorage
 from eventsourcing.storage.memory import InMemoryStorage
 from eventsourcing.storage.postgres import PostgresStorage
@@ -98,9 +98,19 @@ class EventStore:
         Raises InvalidEventError, ConcurrencyError, DuplicateEventError, UnavailableError; then
         nothing of the call is stored.
         """
+        return (await self.append(events, expected_version=expected_version)).events
+
+    async def append(
+        self, events: Sequence[BaseEvent], *, expected_version: ExpectedVersion = ANY
+    ) -> Appended:
+        """Append as append_events does, and tell which events were stored before.
+
+        Of several callers with one new event exactly one does not find it, unless the answer to it was
+        lost.
+        """
         ready = prepare(events, expected_version)
         if not ready:
-            return []
+            return Appended([], frozenset())
         await self.initialize()
         measured = instruments()
         try:
@@ -109,8 +119,10 @@ class EventStore:
         except ConcurrencyError:
             measured.conflicts.inc()
             raise
-        stored = {event.event_id: event for event in appended}
-        return [stored[event.event_id] for event in events]
+        if len(appended.events) == len(events):  # none came twice: they are in the order given
+            return appended
+        stored = {event.event_id: event for event in appended.events}
+        return Appended([stored[event.event_id] for event in events], appended.found)
 
     async def append_frame(
         self,
@@ -128,7 +140,7 @@ class EventStore:
         their number. Repeating the call under the same name with the same rows appends what is
         missing. `on_chunk` is told after each chunk. An iterable keeps memory flat.
         Raises InvalidEventError naming the column and the row, ConcurrencyError, DuplicateEventError,
-        UnavailableError; the chunks before it stay stored, and the call can be repeated.
+        UnavailableError; chunks before it stay stored, one behind it may be, and the call can be repeated.
         """
         from eventsourcing.frames import append_frame  # loads polars, which only frames need
 

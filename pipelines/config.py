@@ -113,3 +113,12 @@ class RedriveConfig(dg.Config):
     dry_run: bool = Field(default=True, description="Only show what would be re-driven.")
     by: str = Field(default="dagster", description="Who does it; it stands in the audit.")
     why: str = Field(default="", description="The reason; it stands in the audit, and must be given.")
+
+
+class BackfillConfig(dg.Config):
+    """A backfill of past events. Running it again under the same name appends what is missing."""
+
+    file: str = Field(description="A file in the source directory: NDJSON, CSV or Parquet, by its ending.")
+    name: str | None = Field(default=None, description="What makes a second run the same; else the file's.")
+    timezone: str | None = Field(default=None, description="Of dates that name none; else they are refused.")
+    merge: bool = Field(default=False, description="Append behind later events of an aggregate.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import dagster as dg
 
 from eventsourcing.readmodels import READ_MODELS
@@ -19,8 +21,12 @@ _PLOTS = [
         dg.AssetSpec(["rebuild", model.name], description="Rebuilds of a read model.")
         for model in READ_MODELS
     ),
+    dg.AssetSpec(["backfill"], description="Backfills of past events."),
 ]
-"""What is observed rather than made: the numbers of each stage and of each replay, run by run."""
+"""What is observed rather than made: the numbers of each stage, replay, rebuild and backfill, run by run."""
+
+# Dagster says of every run that its handler settings are beta; it is pinned to one minor.
+warnings.filterwarnings("ignore", "Handling yaml-defined logging", dg.BetaWarning)
 
 defs = dg.Definitions(
     jobs=JOBS,

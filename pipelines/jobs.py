@@ -10,6 +10,7 @@ import dagster as dg
 
 from pipelines.config import MigrateConfig
 from pipelines.ops import afterwards, dead_letters, processes, read_models
+from pipelines.ops import backfill as backfills
 from pipelines.ops import migration as stages
 from pipelines.ops import replay as replays
 from resources.databases import DatabasesResource
@@ -125,6 +126,12 @@ def redrive() -> None:
     dead_letters.redrive_dead_letters()
 
 
+@dg.job(**_IN_PROCESS, tags={"owner": "operations"})
+def backfill() -> None:
+    """Append past events of a file at the dates when they happened; a wrong row stops all, before any."""
+    backfills.backfill_events()
+
+
 JOBS = [
     migrate,
     plan_migration,
@@ -139,4 +146,5 @@ JOBS = [
     validate_sequence,
     check_processes,
     redrive,
+    backfill,
 ]

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720, 220, 90, 28, 26
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 480, 240, 74, 30, 30
 _AT_MOST = 400
 
 Points = Sequence[tuple[float, float]]
@@ -58,5 +58,5 @@ def _rule(share: float, label: str) -> str:
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str = "normal") -> str:
-    style = f'font-family="sans-serif" font-size="12" font-weight="{weight}" fill="#3a4150"'
+    style = f'font-family="sans-serif" font-size="14" font-weight="{weight}" fill="#3a4150"'
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {style}>{escape(text)}</text>'

@@ -89,11 +89,17 @@ def source_url(settings: Settings, name: str) -> str:
     named = read_connections(settings).sources.get(name)
     if named is not None:
         return named
+    path = source_file(settings, name)
+    driver = _SUFFIXES.get(path.suffix.lower(), "sqlite")
+    return URL.create(driver, database=str(path)).render_as_string(hide_password=False)
+
+
+def source_file(settings: Settings, name: str) -> Path:
+    """A file below the source directory. Raises NotFoundError for any other name."""
     path = _below(source_directory(settings), name)
     if path is None:
         raise NotFoundError("source", name)
-    driver = _SUFFIXES.get(path.suffix.lower(), "sqlite")
-    return URL.create(driver, database=str(path)).render_as_string(hide_password=False)
+    return path
 
 
 def target_url(settings: Settings, name: str) -> str:

@@ -27,9 +27,12 @@ MODULES = {
     "consumers": "api.cli.consumers",
     "dlq": "api.cli.dlq",
     "bus": "api.cli.bus",
+    "doctor": "api.cli.doctor",
     "sequences": "api.cli.sequences",
     "db": "api.cli.db",
     "dagster": "api.cli.dagster",
+    "keys": "api.cli.keys",
+    "openapi": "api.cli.openapi",
 }
 """Command → the module whose `app` it is, in the order of the help."""
 

@@ -40,13 +40,24 @@ def dagster(tool: Annotated[Tool, typer.Argument(help="Which of Dagster's progra
 def _command(tool: Tool, settings: Settings) -> list[str]:
     programs = Path(sys.executable).parent
     host, port = settings.bind_host, _code_port(settings)
+    lines = ("--log-format", "colored" if sys.stderr.isatty() else "json")
     workspace = str(workspace_file(settings))
     name, *arguments = {
-        Tool.WEBSERVER: ("dagster-webserver", "-h", host, "-p", str(settings.dagster_port), "-w", workspace),
-        Tool.DAEMON: ("dagster-daemon", "run", "-w", workspace),
+        Tool.WEBSERVER: (
+            "dagster-webserver",
+            "-h",
+            host,
+            "-p",
+            str(settings.dagster_port),
+            "-w",
+            workspace,
+            *lines,
+        ),
+        Tool.DAEMON: ("dagster-daemon", "run", "-w", workspace, *lines),
         Tool.CODE_SERVER: (
             *("dagster", "code-server", "start", "-h", host, "-p", port),
             *("-m", "pipelines.definitions", "-a", "defs", "--location-name", LOCATION),
+            *lines,
         ),
         Tool.MIGRATE: ("dagster", "instance", "migrate"),
         Tool.DAEMON_ALIVE: ("dagster-daemon", "liveness-check"),

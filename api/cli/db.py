@@ -48,7 +48,7 @@ def upgrade_schema() -> None:
     if missing:
         console.print(
             f"[yellow]This user may not create the roles {', '.join(missing)}.[/yellow] The owner of the "
-            "tables needs none of them. To use them (docs/roles.md), let an administrator run"
+            "tables needs none of them. To use them (docs/guides/roles.md), let an administrator run"
         )
         console.print("\n".join(f"    CREATE ROLE {role};" for role in missing), highlight=False)
         console.print("and repeat `esm db upgrade`.")
@@ -86,7 +86,8 @@ def rebase_positions(
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
     ] = False,
 ) -> None:
-    """After a restore: move the store past every position that was handed out before. See docs/restore.md."""
+    """After a restore (docs/guides/backup-and-restore.md): move the store past every position that was
+    handed out before."""
     with _event_database() as url:
         done = asyncio.run(rebase(url, seen=max(highest, kafka_highest), dry_run=dry_run))
     facts = {"head": done.head, "highest checkpoint": done.checkpoint, "highest position seen": done.seen}

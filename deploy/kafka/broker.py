@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
@@ -43,10 +44,16 @@ class BrokerUnavailableError(Exception):
 
 
 class Broker:
-    """A broker on a directory of its own. Stopped and started again, it keeps its topics and its port."""
+    """A broker on a directory of its own. Stopped and started again, it keeps its topics and its port.
 
-    def __init__(self, directory: Path, *, port: int | None = None) -> None:
+    `properties` are added to the broker's own and overrule them, as for a listener beside the plain one.
+    """
+
+    def __init__(
+        self, directory: Path, *, port: int | None = None, properties: Mapping[str, str] | None = None
+    ) -> None:
         self._directory, self._port = directory, port or _free_port()
+        self._more = dict(properties or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -94,7 +101,8 @@ class Broker:
         template = Template((HERE / "server.properties").read_text("utf-8"))
         values = {"directory": self._directory, "port": self._port, "controller_port": _free_port()}
         draft = properties.with_suffix(".draft")
-        draft.write_text(template.substitute(values), "utf-8")
+        more = "".join(f"{name}={value}\n" for name, value in self._more.items())
+        draft.write_text(template.substitute(values) + more, "utf-8")
         tool = [*command, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(draft)]
         done = subprocess.run(tool, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -7,7 +7,7 @@ Every backend implements both; nothing outside this folder asks which one it is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,6 +35,13 @@ class NewEvent(NamedTuple):
     metadata: bytes
 
 
+class Appended(NamedTuple):
+    """What became of an append: its events in the order given, and the ids of those stored before it."""
+
+    events: list[RecordedEvent]
+    found: frozenset[UUID]
+
+
 class ChunkReceipt(NamedTuple):
     """What became of a chunk: events appended, events found stored, and the appended ones' positions."""
 
@@ -56,16 +63,24 @@ class EventStorage(Protocol):
     async def close(self) -> None:
         """Release every connection; a closed storage may be opened again."""
 
-    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+    async def append(self, events: Sequence[NewEvent]) -> Appended:
         """Store all events or none, and return them in the order given.
 
-        An event whose event_id is stored comes back as stored; this is checked before any version.
+        An event whose event_id is stored comes back as stored and is found; this is checked before any
+        version. Of several calls with one new id exactly one does not find it, unless its answer was lost.
         Event ids are unique within the call. Raises ConcurrencyError, DuplicateEventError,
         UnavailableError; then nothing of the call is stored.
         """
 
-    async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:
-        """Store all rows or none, in their order. Raises what `append` raises."""
+    async def append_chunk(
+        self, chunk: EventChunk, *, on_placed: Callable[[], None] | None = None
+    ) -> ChunkReceipt:
+        """Store all rows or none, in their order. Raises what `append` raises.
+
+        `on_placed` is called once the rows have their places, at the latest when they are stored: a chunk
+        that begins then is written at the same time and comes behind them. It shares no aggregate with
+        them, for should this one have to begin again, it comes behind that one.
+        """
 
     def read(self, query: EventQuery, *, batch_size: int) -> AsyncIterator[list[RecordedEvent]]:
         """Stream what is committed and matches, in non-empty batches of at most `batch_size`.
@@ -255,12 +270,9 @@ def _differ(given: dict[str, Any], stored: dict[str, Any], ignored: frozenset[st
 
 
 async def append_drafts(storage: EventStorage, chunk: EventChunk) -> ChunkReceipt:
-    """Append a chunk event by event: what every storage can do, and what settles events stored before.
-
-    An event that somebody else stores at the same moment counts as appended.
-    """
-    head = await storage.head()
-    events = await storage.append(chunk.drafts())
-    positions = [event.position for event in events if event.position > head]
-    found = chunk.frame.height - len(positions)
-    return ChunkReceipt(len(positions), found, min(positions, default=None), max(positions, default=None))
+    """Append a chunk event by event: what every storage can do, and what settles events stored before."""
+    events, found = await storage.append(chunk.drafts())
+    positions = [event.position for event in events if event.event_id not in found]
+    return ChunkReceipt(
+        len(positions), len(found), min(positions, default=None), max(positions, default=None)
+    )

@@ -49,18 +49,15 @@ def row(new: NewEvent, *, position: int, version: int, recorded_at: int) -> byte
     """One row; `recorded_at` in the form of `microseconds`."""
     event = new.event
     aggregate_id = event.aggregate_id.encode()
+    correlation_id, causation_id = event.correlation_id, event.causation_id
     return b"".join(
         (
             _fixed(
-                len(COLUMNS),
-                *(8, position),
-                *(8, recorded_at),
-                *(8, microseconds(event.timestamp)),
-                *(16, event.event_id.bytes),
-                *(4, version),
+                *(len(COLUMNS), 8, position, 8, recorded_at, 8, microseconds(event.timestamp)),
+                *(16, event.event_id.int.to_bytes(16), 4, version),  # its own `bytes` is a call more
             ),
-            _identifier(event.correlation_id),
-            _identifier(event.causation_id),
+            _NULL if correlation_id is None else _identifier(correlation_id),
+            _NULL if causation_id is None else _identifier(causation_id),
             _word(event.event_type),
             _length(len(aggregate_id)),
             aggregate_id,
@@ -73,8 +70,8 @@ def row(new: NewEvent, *, position: int, version: int, recorded_at: int) -> byte
     )
 
 
-def _identifier(value: UUID | None) -> bytes:
-    return _NULL if value is None else _length(16) + value.bytes
+def _identifier(value: UUID) -> bytes:
+    return _length(16) + value.bytes
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,7 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.metrics import count_appended
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import (
+    Appended,
     ChunkReceipt,
     NewEvent,
     StateTable,
@@ -56,13 +57,14 @@ class InMemoryStorage:
     async def close(self) -> None:
         """Keep everything: the same storage may be opened again."""
 
-    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+    async def append(self, events: Sequence[NewEvent]) -> Appended:
         """See EventStorage.append."""
         settled = {
             new.event.event_id: settle_duplicate(new, self._by_id[new.event.event_id])
             for new in events
             if new.event.event_id in self._by_id
         }
+        found = frozenset(settled)
         versions: dict[str, int] = {}
         fresh: list[RecordedEvent] = []
         for new in events:
@@ -84,11 +86,16 @@ class InMemoryStorage:
         if fresh:
             self._appended.set()
             self._appended = asyncio.Event()
-        return [_detached(settled[new.event.event_id]) for new in events]
+        return Appended([_detached(settled[new.event.event_id]) for new in events], found)
 
-    async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:
+    async def append_chunk(
+        self, chunk: EventChunk, *, on_placed: Callable[[], None] | None = None
+    ) -> ChunkReceipt:
         """See EventStorage.append_chunk."""
-        return await append_drafts(self, chunk)
+        receipt = await append_drafts(self, chunk)
+        if on_placed is not None:
+            on_placed()
+        return receipt
 
     @staticmethod
     def _record(new: NewEvent, *, version: int, position: int) -> RecordedEvent:

@@ -26,9 +26,17 @@ from eventsourcing.events import RecordedEvent
 from eventsourcing.metrics import count_appended
 from eventsourcing.query import EventQuery
 from eventsourcing.storage import time_blocks
-from eventsourcing.storage.base import LOST_POSITIONS, ChunkReceipt, NewEvent, StateTransaction, append_drafts
+from eventsourcing.storage.base import (
+    LOST_POSITIONS,
+    Appended,
+    ChunkReceipt,
+    NewEvent,
+    StateTransaction,
+    append_drafts,
+)
 from eventsourcing.storage.fragments import has_index_of_its_own, is_timed, keyset_column
 from eventsourcing.storage.fragments import page as page_of
+from eventsourcing.storage.group_commit import GroupCommit
 from eventsourcing.storage.kinds import EventKinds
 from eventsourcing.storage.postgres_append import Appender
 from eventsourcing.storage.postgres_errors import DRIVER, translated
@@ -90,6 +98,7 @@ class PostgresStorage:
         self._pool: ConnectionPool | None = None
         self._appender: Appender | None = None
         self._copier: FrameCopier | None = None
+        self._group_commit = GroupCommit(self._append, self._append_together)
         self._kinds = EventKinds()
         self._allocated = (0.0, 0)
 
@@ -123,29 +132,47 @@ class PostgresStorage:
             raise UnavailableError("the storage is not open")
         return self._pool
 
-    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+    async def append(self, events: Sequence[NewEvent]) -> Appended:
         """See EventStorage.append. When the answer is lost, the event ids settle what became of it."""
-        kinds = {(new.event.aggregate_type, new.event.event_type) for new in events}
-        self._appender = appender = self._appender or Appender(self.pool, timeout_s=self._append_timeout_s)
+        return await self._group_commit.append(events)
 
-        async def attempt() -> list[RecordedEvent]:
-            await self._kinds.add(self.pool, kinds)
-            return await appender.append(events)
+    async def _append(self, events: Sequence[NewEvent], lost: bool) -> Appended:
+        async def attempt() -> Appended:
+            await self._add_kinds(events)
+            return await self._appending().append(events)
 
-        appended = await settled(attempt, within_s=self._append_timeout_s)
-        self.pool.saw(max(event.position for event in appended))
+        appended = await settled(attempt, within_s=self._append_timeout_s, lost=lost)
+        self.pool.saw(max(event.position for event in appended.events))
         return appended
 
-    async def append_chunk(self, chunk: EventChunk) -> ChunkReceipt:
+    async def _append_together(self, events: Sequence[NewEvent]) -> list[RecordedEvent] | None:
+        await self._add_kinds(events)
+        appended = await self._appending().insert(events)
+        if appended:
+            self.pool.saw(max(event.position for event in appended))
+        return appended
+
+    def _appending(self) -> Appender:
+        self._appender = self._appender or Appender(self.pool, timeout_s=self._append_timeout_s)
+        return self._appender
+
+    async def _add_kinds(self, events: Sequence[NewEvent]) -> None:
+        kinds = {(new.event.aggregate_type, new.event.event_type) for new in events}
+        await self._kinds.add(self.pool, kinds)
+
+    async def append_chunk(
+        self, chunk: EventChunk, *, on_placed: Callable[[], None] | None = None
+    ) -> ChunkReceipt:
         """See EventStorage.append_chunk. A lost answer is settled as in `append`."""
         from eventsourcing.storage.postgres_frames import FrameCopier  # loads polars
 
         kinds = set(chunk.frame.select("aggregate_type", "event_type").unique().rows())
         self._copier = copier = self._copier or FrameCopier(self.pool, timeout_s=self._append_timeout_s)
+        alone = self._pool_size == 1  # a chunk behind this one would wait for its connection
 
         async def attempt() -> ChunkReceipt:
             await self._kinds.add(self.pool, kinds)
-            copied = await copier.copy(chunk)
+            copied = await copier.copy(chunk, None if alone else on_placed)
             if copied is None:
                 return await append_drafts(self, chunk)
             count_appended(dict(chunk.frame["event_type"].value_counts().iter_rows()))

@@ -18,12 +18,11 @@ from uuid import UUID
 
 import asyncpg
 
-from eventsourcing.canonical import decode
 from eventsourcing.errors import ConcurrencyError, UnavailableError
-from eventsourcing.events import BaseEvent, RecordedEvent
+from eventsourcing.events import RecordedEvent
 from eventsourcing.metrics import count_appended
 from eventsourcing.storage import copyformat
-from eventsourcing.storage.base import NewEvent, settle_duplicate
+from eventsourcing.storage.base import Appended, NewEvent, settle_duplicate
 from eventsourcing.storage.postgres_errors import RACE, race_lost
 from eventsourcing.storage.postgres_pool import ConnectionPool
 from eventsourcing.storage.postgres_rows import recorded_event
@@ -39,7 +38,7 @@ ROWS_A_PIECE = 128
 """How many rows are handed to the server at a time."""
 
 _EVENTS = statements("events")
-_FIELDS = tuple(BaseEvent.model_fields)
+_NONE: frozenset[UUID] = frozenset()
 
 
 class Appender:
@@ -50,18 +49,18 @@ class Appender:
         self._timeout_s = timeout_s
         self._expects_new_streams = True
 
-    async def append(self, events: Sequence[NewEvent]) -> list[RecordedEvent]:
+    async def append(self, events: Sequence[NewEvent]) -> Appended:
         """See EventStorage.append."""
         settled: dict[UUID, RecordedEvent] = {}
         for race in range(MAX_RACES):
             pending = [new for new in events if new.event.event_id not in settled] if settled else events
-            fresh = await self._insert(pending) if pending else []
+            fresh = await self.insert(pending) if pending else []
             if fresh is not None:
-                count_appended(Counter(event.event_type for event in fresh))
                 if not settled:
-                    return fresh
+                    return Appended(fresh, _NONE)
+                found = frozenset(settled)
                 settled.update((event.event_id, event) for event in fresh)
-                return [settled[new.event.event_id] for new in events]
+                return Appended([settled[new.event.event_id] for new in events], found)
             stored = await self._stored(pending)
             settled.update(stored)
             count_appended(Counter(event.event_type for event in stored.values()), "found")
@@ -70,27 +69,29 @@ class Appender:
                 await asyncio.sleep(random.uniform(0, 0.001 * min(race, 20)))  # noqa: S311 - spreads writers
         raise UnavailableError(f"lost {MAX_RACES} races for the same aggregate; nothing was appended")
 
-    async def _insert(self, pending: Sequence[NewEvent]) -> list[RecordedEvent] | None:
+    async def insert(self, pending: Sequence[NewEvent]) -> list[RecordedEvent] | None:
         """Insert everything; None when an id, a version or a race refused it, and then nothing is stored."""
         try:
-            if len(pending) >= COPY_FROM:
-                return await self._copy(pending)
-            rows = await self._insert_in_one_statement(pending)
+            fresh = await (self._copy if len(pending) >= COPY_FROM else self._insert)(pending)
         except RACE as error:
             if race_lost(error):
                 return None
             raise
+        if fresh is not None:
+            count_appended(Counter(new.event.event_type for new in pending))
+        return fresh
+
+    async def _insert(self, pending: Sequence[NewEvent]) -> list[RecordedEvent] | None:
+        """Insert in one statement."""
+        values = list(map(_row, pending))
+        one = len(values) == 1
+        parameters = values[0] if one else map(list, zip(*values, strict=True))
+        statement = _EVENTS["append_one" if one else "append_many"]
+        rows = await self._pool.fetch(statement, *parameters, races_pass=True)
         if not rows:
             return None
         rows.sort(key=lambda row: cast(int, row["position"]))
         return [_recorded(new, *row) for new, row in zip(pending, rows, strict=True)]
-
-    async def _insert_in_one_statement(self, pending: Sequence[NewEvent]) -> list[asyncpg.Record]:
-        rows = list(map(_row, pending))
-        one = len(rows) == 1
-        values = rows[0] if one else map(list, zip(*rows, strict=True))
-        statement = _EVENTS["append_one" if one else "append_many"]
-        return await self._pool.fetch(statement, *values, races_pass=True)
 
     async def _copy(self, pending: Sequence[NewEvent]) -> list[RecordedEvent] | None:
         """Copy everything in. Streams are taken for new for as long as they were: looking their versions
@@ -191,12 +192,21 @@ def _row(new: NewEvent) -> tuple[Any, ...]:
 
 
 def _recorded(new: NewEvent, position: int, version: int, recorded_at: Any) -> RecordedEvent:
-    """The event as stored; its payload is a copy that later changes of the draft do not reach."""
-    stated = new.event.__dict__
-    fields = {name: stated[name] for name in _FIELDS}
-    fields["event_version"] = version
-    fields["metadata"] = decode(new.metadata)
-    fields["data"] = decode(new.data)
-    fields["position"] = position
-    fields["recorded_at"] = recorded_at
-    return RecordedEvent.from_store(fields)
+    """The event as stored; its payload is what was encoded, which later changes of the draft do not reach."""
+    event = new.event
+    return RecordedEvent.from_row(
+        (
+            event.event_id,
+            event.event_type,
+            event.aggregate_id,
+            event.aggregate_type,
+            version,
+            event.timestamp,
+            event.correlation_id,
+            event.causation_id,
+            new.metadata,
+            new.data,
+            position,
+            recorded_at,
+        )
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -78,10 +79,14 @@ def translated(*, races_pass: bool = False, sent: bool = True) -> Iterator[None]
 def _translation(error: BaseException, *, sent: bool) -> Exception:
     state = getattr(error, "sqlstate", None) or ""
     reason = str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConfigurationError(f"the database's certificate is not to be trusted: {error.verify_message}")
     if state[:2] in _REFUSED:
         return ConfigurationError(f"the database refuses the connection: {reason}")
     if state == "42501":
-        return ConfigurationError(f"the database refuses this to its user: {reason}; see docs/roles.md")
+        return ConfigurationError(
+            f"the database refuses this to its user: {reason}; see docs/guides/roles.md"
+        )
     if state in _SCHEMA:
         return SchemaError(f"{reason}; run `esm db upgrade`")
     if state[:2] == "22" or isinstance(error, ValueError):

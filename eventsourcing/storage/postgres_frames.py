@@ -8,6 +8,7 @@ constraints refuse - an event stored before, a version that must hold - is left 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime
 from io import BytesIO
 
@@ -37,12 +38,15 @@ class FrameCopier:
         self._timeout_s = timeout_s
         self._expects_new_streams = True
 
-    async def copy(self, chunk: EventChunk) -> ChunkReceipt | None:
-        """Store all rows; None when a constraint refused one, and then nothing of the chunk is stored."""
+    async def copy(self, chunk: EventChunk, on_placed: Callable[[], None] | None) -> ChunkReceipt | None:
+        """Store all rows; None when a constraint refused one, and then nothing of the chunk is stored.
+
+        `on_placed`: see EventStorage.append_chunk.
+        """
         text = await asyncio.to_thread(as_text, chunk.frame)
         for look_up in (False, True) if self._expects_new_streams else (True,):
             try:
-                receipt, new_streams = await self._copy(text, look_up=look_up)
+                receipt, new_streams = await self._copy(text, on_placed, look_up=look_up)
             except RACE as error:
                 if not race_lost(error):
                     raise
@@ -53,21 +57,24 @@ class FrameCopier:
                 return receipt
         return None
 
-    async def _copy(self, text: pl.DataFrame, *, look_up: bool) -> tuple[ChunkReceipt | None, bool]:
+    async def _copy(
+        self, text: pl.DataFrame, on_placed: Callable[[], None] | None, *, look_up: bool
+    ) -> tuple[ChunkReceipt | None, bool]:
         """The receipt, None where a version that must hold is not the next one; and were all streams new?"""
         streams = text["aggregate_id"].unique(maintain_order=True)
         named = text.filter(pl.col("event_version") > 1)["aggregate_id"].unique()
         looked_up = (streams if look_up else named).to_list()
         async with self._pool.transaction(limit_s=self._timeout_s) as connection:
             opened = await connection.fetchrow(_EVENTS["open_append"], looked_up, text.height)
+            if on_placed is not None:
+                on_placed()
+            positions, moment = opened["positions"], opened["recorded_at"]
             heads = pl.DataFrame({"aggregate_id": looked_up, "head": opened["versions"]}, _HEADS)
-            rows = placed(text, heads, opened["positions"], opened["recorded_at"])
+            rows = await asyncio.to_thread(placed, text, heads, positions, moment)
             if rows is None:
                 return None, False
-            await connection.copy_to_table(
-                "events", source=written(rows), columns=rows.columns, format="text"
-            )
-        positions = opened["positions"]
+            source = await asyncio.to_thread(written, rows)
+            await connection.copy_to_table("events", source=source, columns=rows.columns, format="text")
         return ChunkReceipt(text.height, 0, positions[0], positions[-1]), not any(opened["versions"])
 
 

@@ -8,29 +8,19 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from eventsourcing.canonical import decode
 from eventsourcing.errors import UpcastError
-from eventsourcing.events import EventType, RecordedEvent
-
-_NAMES = tuple(RecordedEvent.model_fields)
-"""The columns of `select_events`, in its order."""
-
-_TYPES: dict[str, str] = {member.value: member for member in EventType}
+from eventsourcing.events import RecordedEvent
 
 
 async def use_canonical_json(connection: asyncpg.Connection) -> None:
-    """Have JSON columns written as they are given, encoded, and read as values."""
+    """Have JSON columns written and read as the bytes they are."""
     await connection.set_type_codec(
-        "json", schema="pg_catalog", format="binary", encoder=lambda encoded: encoded, decoder=decode
+        "json", schema="pg_catalog", format="binary", encoder=lambda encoded: encoded, decoder=bytes
     )
 
 
-def recorded_event(row: asyncpg.Record, *, as_stored: bool = False) -> RecordedEvent:
-    """The event in a row of `select_events`, with its newest payload or the one that is stored."""
-    fields = dict(zip(_NAMES, row, strict=True))
-    fields["event_type"] = _TYPES.get(fields["event_type"], fields["event_type"])
-    fields["timestamp"] = in_utc(fields["timestamp"])
-    return RecordedEvent.from_store(fields, as_stored=as_stored)
+recorded_event = RecordedEvent.from_row
+"""The event in a row of `select_events`: its columns are the fields, in their order."""
 
 
 def recorded_events(rows: Sequence[asyncpg.Record]) -> Iterator[list[RecordedEvent]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from eventsourcing.canonical import decode
 from eventsourcing.storage.postgres_pool import ConnectionPool
 from eventsourcing.storage.statements import statements
 from eventsourcing.storage.tallies import Tally, TallyQuery, tally
@@ -24,7 +25,7 @@ async def count_in_database(pool: ConnectionPool, query: TallyQuery) -> list[Tal
             row["event_type"],
             row["aggregate_type"],
             row["correlation_id"],
-            {} if query.field is None else {query.field: row["value"]},
+            {} if query.field is None else {query.field: row["value"] and decode(row["value"])},
             row["latest"],
             row["times"],
         )

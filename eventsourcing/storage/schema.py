@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -17,6 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from eventsourcing.errors import SchemaError
+from eventsourcing.storage.postgres_errors import translated
+from eventsourcing.storage.postgres_pool import CONNECT_TIMEOUT_S, dsn
 
 VERSION_TABLE = "event_store_version"
 _UPGRADE_LOCK = "SELECT pg_advisory_xact_lock(17747, 1)"
@@ -58,10 +61,16 @@ def newest_version() -> str:
 
 
 async def _run(url: URL, work: Callable[[Connection], Result]) -> Result:
-    engine = create_async_engine(url.set(drivername="postgresql+asyncpg"), poolclass=NullPool)
+    address = dsn(url)
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        poolclass=NullPool,
+        async_creator=lambda: asyncpg.connect(address, timeout=CONNECT_TIMEOUT_S),
+    )
     try:
-        async with engine.begin() as connection:
-            return await connection.run_sync(work)
+        with translated(sent=False):
+            async with engine.begin() as connection:
+                return await connection.run_sync(work)
     finally:
         await engine.dispose()
 

@@ -19,13 +19,14 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 1.0
 Answer = TypeVar("Answer")
 
 
-async def settled(attempt: Callable[[], Awaitable[Answer]], *, within_s: float) -> Answer:
+async def settled(attempt: Callable[[], Awaitable[Answer]], *, within_s: float, lost: bool = False) -> Answer:
     """The answer of an append; it is attempted again only when a connection was lost with the answer.
+    `lost` says that this happened to an attempt before.
 
     Raises what the attempt raises. When no server gives an answer within `within_s` of the loss, raises
     UnavailableError with `outcome_unknown`.
     """
-    lost_at, pause = None, _FIRST_PAUSE_S
+    lost_at, pause = time.monotonic() if lost else None, _FIRST_PAUSE_S
     while True:
         try:
             return await attempt()

@@ -22,6 +22,7 @@ from eventsourcing.consumer import checkpoint_key
 from eventsourcing.errors import InvalidEventError, UnavailableError, UpcastError
 from eventsourcing.events import BaseEvent, RecordedEvent, registered_events
 from eventsourcing.gate import Arrival, newest_predecessor
+from eventsourcing.lag import KAFKA_GROUP
 from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.transport.base import Subscription
 from eventsourcing.transport.kafka_client import OwnedConsumer
@@ -115,7 +116,7 @@ class KafkaGroup:
         now = self.members[0].start == "now"
         if not self.recorded:
             return 0, self._created_ms if now else None
-        key = f"kafka-group/{self.name}"
+        key = f"{KAFKA_GROUP}{self.name}"
         fresh = {"position": 0, "since_ms": None}
         if now:
             fresh = {"position": await self.storage.horizon(), "since_ms": self._created_ms}

@@ -12,12 +12,10 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from eventsourcing.config import EventBusConfig
 from eventsourcing.errors import UnavailableError
+from eventsourcing.lag import KAFKA_GROUP
 from eventsourcing.storage.base import CHECKPOINTS, StateStorage
 from eventsourcing.transport.kafka_message import DEAD_LETTER_INFIX
 from eventsourcing.transport.kafka_options import admin_options, reason
-
-KAFKA_GROUP = "kafka-group/"
-"""Behind which a group's checkpoint says where it began on Kafka."""
 
 _TIMEOUT_S = 3.0
 

@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 
 from eventsourcing.config import EventBusConfig
 from eventsourcing.errors import ConfigurationError
+from eventsourcing.tls import refuse_contradiction
 
 Options = dict[str, Any]
 
@@ -104,6 +105,7 @@ def check_options(config: EventBusConfig) -> None:
     for name in config.kafka_options:
         if name in RESERVED:
             raise ConfigurationError(f"Kafka option {name} is reserved: {RESERVED[name]}")
+    refuse_contradiction(config.kafka_options)
     try:
         Producer(producer_options(config))
         Consumer(consumer_options(config, "check")).close()

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -34,6 +34,18 @@ def write_chunk(folder: Path, name: str, number: int, frame: pl.DataFrame) -> Ch
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(path, content)
     return Chunk(file, number, frame.height, hashlib.sha256(content).hexdigest())
+
+
+def link_chunk(folder: Path, chunk: Chunk, name: str) -> Chunk:
+    """Stage a chunk under another name too, without writing it a second time where the disk allows it."""
+    file = f"{name}/{chunk.number:06d}.arrow"
+    path = folder / file
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.link(folder / chunk.file, path)
+    except OSError:
+        write_private(path, (folder / chunk.file).read_bytes())
+    return replace(chunk, file=file)
 
 
 def read_chunk(folder: Path, chunk: Chunk) -> pl.DataFrame:

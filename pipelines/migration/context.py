@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from pipelines.migration.announce import Announcer
-from pipelines.migration.chunks import Chunk, read_chunk, remove_stage, write_chunk
+from pipelines.migration.chunks import Chunk, link_chunk, read_chunk, remove_stage, write_chunk
 from pipelines.migration.errors import MigrationError, RunStoppedError, StageOrderError, TargetError
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.masking import Masker
@@ -165,6 +165,11 @@ class RunContext:
         """Stage a frame; the manifest learns of it with the stage's outcome."""
         chunk = write_chunk(self.folder, f"{stage}/{name}", number, frame)
         self.manifest.staged.setdefault(stage, {}).setdefault(name, []).append(chunk)
+
+    def link(self, stage: str, name: str, chunk: Chunk) -> None:
+        """Stage what another stage staged, as it is."""
+        linked = link_chunk(self.folder, chunk, f"{stage}/{name}")
+        self.manifest.staged.setdefault(stage, {}).setdefault(name, []).append(linked)
 
     def remove_staged(self) -> None:
         """Remove the rows that every attempt staged; what is in quarantine is told without any value."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -116,25 +117,30 @@ def _refuse_filled_target(run: RunContext) -> None:
 
 
 async def _load_entity(run: RunContext, entity: EntityPlan) -> None:
-    """Write chunk after chunk; the events of one are appended while the next is written."""
+    """Write chunk after chunk; the events of those before are made and appended meanwhile."""
     staged = run.staged("valid", entity.name)
     total, done = sum(chunk.rows for chunk in staged), 0
     states = await asyncio.to_thread(_states, run, entity)
-    announcing: asyncio.Task[None] | None = None
+    announcing: deque[asyncio.Task[None]] = deque()
     try:
         for place, chunk in enumerate(staged):
             state = states.get(chunk.number)
             if state is None or not state.events_appended:
                 read = await asyncio.to_thread(_read, run, entity, place, chunk)
                 read, outcomes, at = await asyncio.to_thread(_write_chunk, run, entity, read)
-                if announcing is not None:
-                    await announcing
-                announcing = asyncio.create_task(_announce(run, entity, read, outcomes, at))
+                while announcing and (len(announcing) == _ANNOUNCING_AT_MOST or announcing[0].done()):
+                    await announcing.popleft()
+                announcing.append(asyncio.create_task(_announce(run, entity, read, outcomes, at)))
             done += chunk.rows
             await asyncio.to_thread(run.progress, "load", entity.name, done, total)
     finally:
-        if announcing is not None:
-            await announcing
+        results = await asyncio.gather(*announcing, return_exceptions=True)
+    for failure in filter(None, results):
+        raise failure
+
+
+_ANNOUNCING_AT_MOST = 2
+"""Chunks whose events are under way: one is made while another is stored."""
 
 
 async def _announce(

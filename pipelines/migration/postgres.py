@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from pipelines.migration.errors import RecordRefusedError, TargetError
-from pipelines.migration.postgres_values import copied_out, copy_text, typed_frame
+from pipelines.migration.postgres_values import copy_text, select_out, typed_frame
 from pipelines.migration.relational import RelationalTransaction, key_of, reflect_references
 from pipelines.migration.schema import Column, Table, reflect_tables
 from pipelines.migration.target import Reference
@@ -111,10 +111,7 @@ class PostgresTransaction(RelationalTransaction):
         return (sa.cast(column, sa.Text) if is_text else column) == wanted
 
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
-        compiled = statement.compile(dialect=self._connection.dialect)
-        with self._driver().cursor() as cursor:
-            text = cursor.mogrify(str(compiled), compiled.params)
-            page = copied_out(cursor, pgsql.SQL(text.decode()), [column.name for column in columns])
+        page = select_out(self._connection, statement, [column.name for column in columns])
         return typed_frame(page, columns).drop("_ill_typed")
 
     def insert(self, table: Table, frame: pl.DataFrame) -> None:
@@ -138,10 +135,9 @@ class PostgresTransaction(RelationalTransaction):
         self._connection.execute(sa.schema.DropTable(sa.Table("mig_changed", sa.MetaData())))
 
     def after_hashes(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
-        text = sa.cast(sa.literal_column("mig_row"), sa.Text)
-        halves = (sa.func.to_hex(sa.func.hashtextextended(text, seed)) for seed in (0, 1))
+        halves = (sa.func.to_hex(sa.func.hashtextextended(sa.column("value"), seed)) for seed in (0, 1))
         digest = sa.func.concat(*(sa.func.lpad(half, 16, "0") for half in halves))
-        return self._by_key(table, digest, keys)
+        return self._by_key(table, sa.cast(sa.literal_column("mig_row"), sa.Text), keys, digest)
 
     def images(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
         row = sa.cast(sa.func.row_to_json(sa.literal_column("mig_row")), sa.Text)
@@ -170,16 +166,24 @@ class PostgresTransaction(RelationalTransaction):
         if sequence is not None and (top := self._connection.scalar(sa.select(highest))) is not None:
             self._connection.execute(sa.select(sa.func.setval(sequence, top)))
 
-    def _by_key(self, table: Table, value: sa.ColumnElement[Any], keys: Sequence[Any]) -> dict[str, str]:
-        """A text made of each whole row, by key."""
+    def _by_key(
+        self,
+        table: Table,
+        value: sa.ColumnElement[Any],
+        keys: Sequence[Any],
+        made: sa.ColumnElement[Any] | None = None,
+    ) -> dict[str, str]:
+        """A text of each whole row, by key; or what is `made` of that `value`, which is found once."""
         rows = sa.table(table.name, key_of(table)).alias("mig_row")
         key, kind = rows.c[table.key or ""], table.columns[table.key or ""].kind
         wanted = self.among(kind, key, keys)
         if kind == "integer" and keys and max(keys) - min(keys) < _DENSE * len(keys):
             wanted = key.between(min(keys), max(keys))  # half the time of a look-up for each key
-        result = self._connection.execute(sa.select(sa.cast(key, sa.Text), value).where(wanted))
-        cursor: Any = result.cursor
-        found = dict(cursor.fetchall())
+        texts = sa.select(sa.cast(key, sa.Text).label("key"), value.label("value")).where(wanted)
+        if made is not None:
+            inner = texts.offset(sa.literal_column("0")).subquery()  # else the server makes the text twice
+            texts = sa.select(inner.c.key, made).select_from(inner)
+        found = dict(select_out(self._connection, texts, ["key", "value"]).iter_rows())
         return found if len(found) <= len(keys) else {k: found[k] for k in map(str, keys) if k in found}
 
     def _image_rows(self, table: Table, images: Sequence[str]) -> Any:

@@ -8,13 +8,13 @@ from typing import Any
 
 import polars as pl
 import psycopg2
-import psycopg2.sql as pgsql
 import sqlalchemy as sa
 
 from pipelines.migration.errors import SourceError
 from pipelines.migration.postgres import SESSION
-from pipelines.migration.postgres_values import copied_out, typed_frame
-from pipelines.migration.schema import Table, reflect_tables
+from pipelines.migration.postgres_values import select_out, typed_frame
+from pipelines.migration.schema import Column, Table, reflect_tables
+from pipelines.migration.source import KeysetSnapshot
 
 
 class PostgresSource:
@@ -53,40 +53,9 @@ class PostgresSource:
             raise SourceError(reason, resumable=True) from None
 
 
-class PostgresSnapshot:
+class PostgresSnapshot(KeysetSnapshot):
     """Reads inside one transaction."""
 
-    def __init__(self, connection: sa.Connection) -> None:
-        self._connection = connection
-
-    def count(self, table: str) -> int:
-        return int(self._connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table))) or 0)
-
-    def chunks(
-        self, table: Table, *, key: str, columns: tuple[str, ...], rows: int
-    ) -> Iterator[pl.DataFrame]:
-        last: str | None = None
-        while True:
-            page = self._page(table, key, columns, rows, last)
-            if not page.is_empty():
-                yield typed_frame(page, [table.columns[name] for name in columns])
-                last = page[key][-1]
-            if page.height < rows or last is None:
-                return
-
-    def _page(
-        self, table: Table, key: str, columns: tuple[str, ...], rows: int, last: str | None
-    ) -> pl.DataFrame:
-        """The next rows as text. SQLAlchemy knows no COPY, so this is composed by the driver."""
-        name = pgsql.Identifier(key)
-        after = pgsql.SQL("WHERE {} > {}").format(name, pgsql.Literal(last)) if last is not None else None
-        statement = pgsql.SQL("SELECT {} FROM {} {} ORDER BY {} LIMIT {}").format(
-            pgsql.SQL(", ").join(map(pgsql.Identifier, columns)),
-            pgsql.Identifier(table.name),
-            after or pgsql.SQL(""),
-            name,
-            pgsql.Literal(rows),
-        )
-        raw: Any = self._connection.connection
-        with raw.cursor() as cursor:
-            return copied_out(cursor, statement, columns)
+    def page(self, statement: sa.Select[Any], columns: list[Column], key: str) -> tuple[pl.DataFrame, Any]:
+        page = select_out(self._connection, statement, [column.name for column in columns])
+        return typed_frame(page, columns), page[key][-1] if page.height else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import psycopg2.sql as pgsql
+import sqlalchemy as sa
 
 from pipelines.migration.schema import Column
 
@@ -22,10 +23,13 @@ def copy_text(frame: pl.DataFrame) -> io.BytesIO:
     return buffer
 
 
-def copied_out(cursor: Any, query: pgsql.Composable, columns: Sequence[str]) -> pl.DataFrame:
-    """The rows of a query as text under these names."""
-    buffer = io.BytesIO()
-    cursor.copy_expert(pgsql.SQL("COPY ({}) TO STDOUT WITH (FORMAT csv)").format(query), buffer)
+def select_out(connection: sa.Connection, statement: sa.Select[Any], columns: Sequence[str]) -> pl.DataFrame:
+    """The rows of a statement as text under these names, by COPY, which SQLAlchemy does not know."""
+    compiled, buffer = statement.compile(dialect=connection.dialect), io.BytesIO()
+    raw: Any = connection.connection
+    with raw.cursor() as cursor:
+        query = pgsql.SQL(cursor.mogrify(str(compiled), compiled.params).decode())
+        cursor.copy_expert(pgsql.SQL("COPY ({}) TO STDOUT WITH (FORMAT csv)").format(query), buffer)
     if not buffer.tell():
         return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
     return pl.read_csv(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
 import sqlalchemy as sa
 
 from pipelines.migration.errors import SourceError
-from pipelines.migration.schema import Table
+from pipelines.migration.schema import Column, Table
 
 
 class Snapshot(Protocol):
@@ -25,6 +26,36 @@ class Snapshot(Protocol):
     ) -> Iterator[pl.DataFrame]:
         """All rows in key order, at most `rows` in a frame, with one more column `_ill_typed`: the
         names, joined by commas, of the columns whose value was not of their type and became null."""
+
+
+class KeysetSnapshot(ABC):
+    """A snapshot of a database that is read in pages by key."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def count(self, table: str) -> int:
+        """See Snapshot.count."""
+        return int(self._connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table))) or 0)
+
+    def chunks(
+        self, table: Table, *, key: str, columns: tuple[str, ...], rows: int
+    ) -> Iterator[pl.DataFrame]:
+        """See Snapshot.chunks."""
+        selected: list[sa.ColumnClause[Any]] = [sa.column(name) for name in columns]
+        first = sa.select(*selected).select_from(sa.table(table.name)).order_by(sa.column(key)).limit(rows)
+        last: Any = None
+        while True:
+            page = first if last is None else first.where(sa.column(key) > last)
+            frame, last = self.page(page, [table.columns[name] for name in columns], key)
+            if not frame.is_empty():
+                yield frame
+            if frame.height < rows or last is None:
+                return
+
+    @abstractmethod
+    def page(self, statement: sa.Select[Any], columns: list[Column], key: str) -> tuple[pl.DataFrame, Any]:
+        """The rows of a statement as a chunk, and the last one's key as the database takes it."""
 
 
 class Source(Protocol):

@@ -13,7 +13,8 @@ import polars as pl
 import sqlalchemy as sa
 
 from pipelines.migration.errors import SourceError
-from pipelines.migration.schema import Table, reflect_tables
+from pipelines.migration.schema import Column, Table, reflect_tables
+from pipelines.migration.source import KeysetSnapshot
 from pipelines.migration.sqlite_values import frame_of, text_or_bytes
 
 
@@ -59,31 +60,13 @@ class SqliteSource:
             ) from None
 
 
-class SqliteSnapshot:
+class SqliteSnapshot(KeysetSnapshot):
     """Reads inside one transaction."""
 
-    def __init__(self, connection: sa.Connection) -> None:
-        self._connection = connection
-
-    def count(self, table: str) -> int:
-        return int(self._connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table))) or 0)
-
-    def chunks(
-        self, table: Table, *, key: str, columns: tuple[str, ...], rows: int
-    ) -> Iterator[pl.DataFrame]:
-        selected: list[sa.ColumnClause[Any]] = [sa.column(name) for name in columns]
-        statement = (
-            sa.select(*selected).select_from(sa.table(table.name)).order_by(sa.column(key)).limit(rows)
-        )
-        last: Any = None
-        while True:
-            page = statement if last is None else statement.where(sa.column(key) > last)
-            fetched = self._fetch(page)
-            if fetched:
-                yield frame_of([table.columns[name] for name in columns], fetched)
-                last = fetched[-1][columns.index(key)]
-            if len(fetched) < rows:
-                return
+    def page(self, statement: sa.Select[Any], columns: list[Column], key: str) -> tuple[pl.DataFrame, Any]:
+        fetched = self._fetch(statement)
+        place = [column.name for column in columns].index(key)
+        return frame_of(columns, fetched), fetched[-1][place] if fetched else None
 
     def _fetch(self, statement: sa.Select[Any]) -> Sequence[Sequence[Any]]:
         """The rows as the driver makes them; a page with text that is not UTF-8 is read a second time."""

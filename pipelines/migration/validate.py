@@ -115,16 +115,23 @@ class _Judgement:
         total, done, quarantined = sum(chunk.rows for chunk in self.chunks), 0, 0
         others = run.plan.entities.values()
         is_parent = any(field.ref == name for other in others for field in other.fields.values())
+        as_transformed = not any(field.ref for field in self.entity.fields.values())
         for place, (chunk, violations) in enumerate(zip(self.chunks, self.found, strict=True)):
-            frame = self._with_references(run.read(chunk))
-            valid = frame.join(violations.select("_key"), on="_key", how="anti", maintain_order="left")
-            run.write("valid", name, chunk.number, valid.drop(_INNER))
+            same, rows = as_transformed and violations.is_empty(), chunk.rows
+            if same:
+                run.link("valid", name, chunk)
+            if is_parent or children or not same:
+                frame = self._with_references(run.read(chunk))
+                valid = frame.join(violations.select("_key"), on="_key", how="anti", maintain_order="left")
+                rows = valid.height
+                if not same:
+                    run.write("valid", name, chunk.number, valid.drop(_INNER))
+                self._stage_children(place, valid, children)
+                if is_parent:
+                    accepted = pl.col("_key").is_in(valid["_key"].implode())
+                    keys.append(frame.select("_key", pl.when(accepted).then("_record").alias("_record")))
             run.write("quarantine", name, chunk.number, violations)
-            self._stage_children(place, valid, children)
-            if is_parent:
-                accepted = pl.col("_key").is_in(valid["_key"].implode())
-                keys.append(frame.select("_key", pl.when(accepted).then("_record").alias("_record")))
-            done, quarantined = done + chunk.rows, quarantined + chunk.rows - valid.height
+            done, quarantined = done + chunk.rows, quarantined + chunk.rows - rows
             run.progress("validate", name, done, total)
         self._stage_gone()
         self.parents[name] = (

@@ -55,6 +55,8 @@ class InlineLauncher:
         return run_id
 
     async def wait(self, run_id: str, timeout_s: float) -> bool | None:
+        if run_id not in self.runs:
+            return None
         await asyncio.wait({self.runs[run_id]}, timeout=timeout_s)
         return self.runs[run_id].done() or None
 

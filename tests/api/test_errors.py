@@ -144,7 +144,8 @@ async def test_documented_errors_are_problems_and_operations_keep_their_names(
                     assert list(response["content"]) == ["application/problem+json"], (path, status)
     names = {
         "events": {
-            "publish_event", "publish_batch", "query_events", "event_stats", "get_event",
+            "publish_event", "publish_batch", "publish_lines", "query_events", "event_stats", "get_event",
+                "audit_log",
             "all_migration_stats", "migration_stats", "user_migrations", "admin_migrations",
             "create_migration", "list_migrations", "get_migration", "resume_migration", "cancel_migration",
             "verify_migration", "rollback_migration", "list_quarantine", "retry_quarantine", "get_report",

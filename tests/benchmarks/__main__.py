@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from eventsourcing.bootstrap import collect_rarely
-from tests.benchmarks import bus, folds, launch, memory, migration, scale, store
+from tests.benchmarks import bus, folds, http, launch, memory, migration, scale, soak, store, streams
 from tests.benchmarks.measure import Report
 
 SECTIONS: dict[str, Callable[[Report], Awaitable[None]]] = {
@@ -19,10 +19,16 @@ SECTIONS: dict[str, Callable[[Report], Awaitable[None]]] = {
     "scale": scale.measure,
     "memory": memory.measure,
     "bus": bus.measure,
+    "http": http.measure,
+    "soak": soak.measure,
     "folds": folds.measure,
     "launch": launch.measure,
+    "streams": streams.measure,
     "migration": lambda _: asyncio.to_thread(migration.main, 1_000_000),
 }
+
+ALONE = {"soak"}
+"""Sections that run when they are named."""
 
 
 async def main(names: list[str]) -> None:
@@ -30,7 +36,7 @@ async def main(names: list[str]) -> None:
     if unknown := set(names) - set(SECTIONS):
         sys.exit(f"no section {min(unknown)!r}; there are {', '.join(SECTIONS)}")
     collect_rarely()  # as every process of ours does
-    for name in names or SECTIONS:
+    for name in names or [name for name in SECTIONS if name not in ALONE]:
         report = Report()
         report.console.rule(name)
         await SECTIONS[name](report)

@@ -23,6 +23,7 @@ from eventsourcing import (
     UserMigratedEvent,
 )
 from eventsourcing.backfill import BACKFILLS
+from eventsourcing.storage.base import Appended
 from eventsourcing.storage.memory import InMemoryStorage
 from eventsourcing.testing import InMemoryHandler
 from tests.factories import NOON, draft
@@ -138,7 +139,7 @@ class _DyingStorage(InMemoryStorage):
         super().__init__()
         self.left = 2
 
-    async def append(self, events: Any) -> list[RecordedEvent]:
+    async def append(self, events: Any) -> Appended:
         if not self.left:
             raise OSError
         self.left -= 1

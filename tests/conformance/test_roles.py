@@ -103,7 +103,7 @@ async def test_who_does_not_write_reads_everything_and_appends_nothing(
     piece = await anext(store.follow())
     assert (piece.events, piece.position) == ([stored], stored.position)
     for size in (1, 3, COPY_FROM):
-        with pytest.raises(ConfigurationError, match=r"docs/roles\.md"):
+        with pytest.raises(ConfigurationError, match=r"docs/guides/roles\.md"):
             await store.append_events(drafts(size, "other"))
     assert await postgres.get_events("other") == []
 

@@ -11,6 +11,7 @@ import pytest
 from eventsourcing import EventStore, InvalidEventError
 from eventsourcing.events import new_event_id
 from eventsourcing.storage.base import StateTable, StateTransaction, purge_all
+from eventsourcing.storage.postgres_states import COPY_FROM
 from eventsourcing.storage.statements import statements
 
 ONE, TWO = StateTable("one"), StateTable("two")
@@ -248,3 +249,37 @@ async def test_a_deep_page_of_a_scan_begins_where_the_last_one_ended(
     assert "Index Scan" in plan
     assert "Filter" not in plan
     assert all(bound in plan for bound in ("(key >= $2)", "(key < $3)"))
+
+
+async def test_many_keys_are_set_whether_they_were_there_or_not(store: EventStore) -> None:
+    """New ones are copied in, once it was looked that they are not there; one that came since is no fault."""
+    everybody = [f"user-{number:05d}" for number in range(4 * COPY_FROM)]
+    await put(store, dict.fromkeys(everybody[::3], "old"))
+    await put(store, dict.fromkeys(everybody, "other"), TWO)
+    for round_, value in enumerate(("first", "second")):
+        async with store.storage.transaction() as states:
+            found = await states.get_many(ONE, everybody)
+            assert len(found) == (len(everybody[::3]) if round_ == 0 else len(everybody))
+            if round_ == 0:
+                await states.put(ONE, everybody[1], "since")
+            wanted: dict[str, Any] = {key: {"is": value} for key in everybody}
+            await states.put_many(ONE, wanted)
+            await states.put_many(ONE, {everybody[0]: "again"})
+        async with store.storage.transaction() as states:
+            values = await states.get_many(ONE, everybody)
+            assert values == wanted | {everybody[0]: "again"}
+            assert (await states.get_many(TWO, everybody)) == dict.fromkeys(everybody, "other")
+
+
+async def test_what_was_copied_in_is_undone_with_its_transaction(store: EventStore) -> None:
+    everybody = [f"user-{number:05d}" for number in range(COPY_FROM)]
+
+    async def given_up() -> None:
+        async with store.storage.transaction() as states:
+            assert await states.get_many(ONE, everybody) == {}
+            await states.put_many(ONE, dict.fromkeys(everybody, 1))
+            raise RuntimeError("given up")
+
+    with pytest.raises(RuntimeError, match="given up"):
+        await given_up()
+    assert await keys(store) == []

@@ -22,6 +22,7 @@ from eventsourcing import (
     UpcastError,
     upcasting,
 )
+from eventsourcing.canonical import decode
 from eventsourcing.storage.memory import InMemoryStorage
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
@@ -45,7 +46,8 @@ async def stored_data(store: EventStore, event: RecordedEvent) -> Any:
     """The payload as it is stored, below every upcast."""
     storage = store.storage
     if isinstance(storage, PostgresStorage):
-        return await storage.pool.fetchval("SELECT data FROM events WHERE event_id = $1", event.event_id)
+        stored = "SELECT data FROM events WHERE event_id = $1"
+        return decode(await storage.pool.fetchval(stored, event.event_id))
     assert isinstance(storage, InMemoryStorage)
     return storage._by_id[event.event_id].data
 

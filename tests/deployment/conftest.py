@@ -6,6 +6,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,27 @@ class Deployment:
         return f"http://{self.rehearsal.address(service)}:{port}"
 
 
+@contextmanager
+def rehearsal_directory() -> Iterator[Path]:
+    """A directory that is not below /tmp, for a container has one of its own."""
+    directory = Path(tempfile.mkdtemp(prefix="esm-rehearsal-", dir="/var/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory for a rehearsal of the test's own."""
+    with rehearsal_directory() as directory:
+        yield directory
+
+
 @pytest.fixture(scope="session")
 def deployment() -> Iterator[Deployment]:
     """Everything that `docker compose up` would start, healthy."""
     compose = load_compose(ROOT / "docker-compose.yml")
-    # Not below /tmp: a container has one of its own.
-    directory = Path(tempfile.mkdtemp(prefix="esm-rehearsal-", dir="/var/tmp"))
-    directory.chmod(0o755)
-    with server_of(NEWEST) as server, own_broker() as broker:
+    with rehearsal_directory() as directory, server_of(NEWEST) as server, own_broker() as broker:
         address = _published(server, compose["services"]["event-store-db"])
         places = {"event-store-db:5432": f"{address}:5432", "kafka:29092": broker.address}
         rehearsal = Rehearsal(compose, directory, places)
@@ -45,9 +59,16 @@ def deployment() -> Iterator[Deployment]:
             rehearsal.up()
             rehearsal.await_healthy()
             yield Deployment(rehearsal, server, broker.address)
+            ended_in_order(rehearsal.down())
         finally:
             rehearsal.down()
-            shutil.rmtree(directory, ignore_errors=True)
+
+
+def ended_in_order(codes: dict[str, int | None]) -> None:
+    """SIGTERM ends every container within its grace; ours say that nothing went wrong."""
+    assert {name: code for name, code in codes.items() if code is None} == {}, "killed after the grace"
+    ours = ("migrate", "event-service", "replay-service", "worker")
+    assert {name: codes[name] for name in ours} == dict.fromkeys(ours, 0)
 
 
 def _published(server: Server, service: dict[str, Any]) -> str:

@@ -88,7 +88,9 @@ async def test_a_frame_whose_answer_is_lost_anywhere_is_whole_when_the_call_is_r
 async def test_planted_without_settling_a_lost_answer_is_an_error_that_says_so(
     store: EventStore, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def once(attempt: Callable[[], Awaitable[object]], *, within_s: float) -> object:
+    async def once(
+        attempt: Callable[[], Awaitable[object]], *, within_s: float, lost: bool = False
+    ) -> object:
         return await attempt()
 
     monkeypatch.setattr("eventsourcing.storage.postgres.settled", once)

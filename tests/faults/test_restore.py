@@ -125,7 +125,7 @@ async def test_checkpoints_above_the_head_refuse_everything_until_the_rebase(
         EventStore(storage=PostgresStorage(url)).append_event(draft()),
         EventStore(storage=PostgresStorage(url)).horizon(),
     ):
-        with pytest.raises(CursorAheadError, match=r"docs/restore\.md") as caught:
+        with pytest.raises(CursorAheadError, match=r"docs/guides/backup-and-restore\.md") as caught:
             await refused
         assert (caught.value.cursor, caught.value.head) == (KEPT, 4)
     assert (await rebase(url)).last == KEPT
@@ -196,7 +196,8 @@ async def replicated(standby: Server) -> bool:
 
 
 async def test_the_runbook_does_what_it_says() -> None:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "restore.md").read_text("utf-8"), re.S)
+    guide = (ROOT / "docs" / "guides" / "backup-and-restore.md").read_text("utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", guide, re.S)
     with server_of(NEWEST) as server:
         configuration = f"unix_socket_directories = '{server.directory}'\nlisten_addresses = ''\n"
         with (server.data / "postgresql.auto.conf").open("a") as file:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from api.jobs import settle_replays
 from api.launcher import EmbeddedLauncher, LaunchError
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
@@ -226,6 +227,36 @@ async def test_a_next_server_fails_the_runs_of_a_dead_one_and_ends_its_own(
         await second.stop()
     assert _status(launcher, run_id) is dg.DagsterRunStatus.CANCELED
     await _until(lambda: not any(_runs(pid) for pid in pids))
+
+
+async def test_a_replay_that_waits_for_a_run_that_is_over_is_interrupted(
+    launcher: EmbeddedLauncher, settings: Settings
+) -> None:
+    over, alive = (_started_run(launcher, None) for _ in range(2))
+    run = launcher.instance.get_run_by_id(over)
+    assert run is not None
+    launcher.instance.report_run_failed(run)
+    async with open_system(settings) as system:
+        journal = ReplayJournal(system.store.storage)
+        replays = {run_id: await journal.create(ReplayRequest(replay_type="all")) for run_id in (over, alive)}
+        for run_id, replay_id in replays.items():
+            await journal.update(replay_id, dagster_run_id=run_id)
+        await settle_replays(system.store, launcher)
+        rows = {run_id: await journal.get(replay_id) for run_id, replay_id in replays.items()}
+        await journal.update(replays[alive], status="cancelled")
+    assert {run_id: row and row["status"] for run_id, row in rows.items()} == {
+        over: "interrupted",
+        alive: "pending",
+    }
+
+
+async def test_runs_of_the_short_lane_share_a_system_until_one_fails(launcher: EmbeddedLauncher) -> None:
+    """What a run leaves behind in a kept system must not reach the next: one that fails ends it."""
+    for number, (aggregate, ends_well) in enumerate(
+        [("migration-123", True), ("nobody", False), ("migration-123", True), ("migration-123", True)]
+    ):
+        run_id = await launcher.submit("snapshot", _snapshot(f"shared-{number}", of=aggregate), {})
+        assert await launcher.wait(run_id, WAIT_S) is ends_well
 
 
 def _snapshot(result_id: str, *, of: str = "migration-123") -> dict[str, object]:

@@ -133,7 +133,15 @@ def test_every_setting_is_described_in_the_docs() -> None:
     assert {name for name in names if name not in text} == set()
 
 
-@pytest.mark.parametrize("options", [{}, {"sasl.username": "me", "sasl.password": "a=b"}])
+SASL = {
+    "security.protocol": "SASL_SSL",
+    "sasl.mechanisms": "PLAIN",
+    "sasl.username": "me",
+    "sasl.password": "a=b",
+}
+
+
+@pytest.mark.parametrize("options", [{}, SASL])
 def test_a_child_process_loads_the_settings_of_its_parent(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, str], tmp_path: Path
 ) -> None:

@@ -1,5 +1,5 @@
 -- name: grant_rights
--- The roles of the event store and what each may do here; see docs/roles.md. Roles belong to the whole
+-- The roles of the event store and what each may do here; see docs/guides/roles.md. Roles belong to the whole
 -- server: whoever may not create them gets the names of the missing ones back, and calls this again once
 -- an administrator has. Repeating it changes nothing.
 CREATE FUNCTION grant_event_store_rights() RETURNS text[] LANGUAGE plpgsql AS $$

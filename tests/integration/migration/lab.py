@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
-from eventsourcing import EventStore
+from eventsourcing import EventQuery, EventStore
 from eventsourcing.events import RecordedEvent
 from pipelines.migration import Mapping, Migration, Progress, StageOutcome, parse_mapping
 from pipelines.migration.legacy_panel import mapping_path
@@ -133,6 +133,18 @@ def comparable_events(events: list[RecordedEvent]) -> list[Any]:
         (event.aggregate_id, event.event_version, event.event_type, repr(_without_times(event.data)))
         for event in events
     )
+
+
+async def hash_of_events(store: EventStore) -> str:
+    """The same of every event in a store as one hash, at the speed of columns."""
+    frames = [frame async for frame in store.read_frames(EventQuery())]
+    times = rf'"({"|".join(_OURS)})":"[^"]*"'
+    rates, database = r'"(duration_seconds|rows_per_second)":[0-9.]+', r'"target_config":\{[^}]*\}'
+    told = pl.col("data")
+    for varying in (times, rates, database):
+        told = told.str.replace_all(varying, "")
+    rows = pl.concat(frames).sort("aggregate_id", "event_version").with_columns(told).drop("position")
+    return hashlib.sha256(rows.write_csv().encode()).hexdigest()
 
 
 def _without_times(value: Any) -> Any:

@@ -19,13 +19,12 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from eventsourcing import EventStore, EventStoreConfig
-from eventsourcing.canonical import state_hash
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.schema import upgrade
 from pipelines.migration.errors import MigrationError
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel
 from tests.integration.migration.child import migration
-from tests.integration.migration.lab import Lab, all_events, comparable_events, small_chunks
+from tests.integration.migration.lab import Lab, hash_of_events, small_chunks
 
 REPOSITORY = Path(__file__).parents[3]
 REDRAWS = 20
@@ -79,6 +78,18 @@ class Scene:
         assert code in (0, -signal.SIGKILL)
         return time.monotonic() - began if code == 0 else None
 
+    def reached(self) -> str:
+        """How far the killed process had come, in words."""
+        lab = Lab(self.source, self.target, self.work, small_chunks())
+        if not lab.execute("SELECT to_regclass('mig_run')")[0][0]:
+            return "nothing was written yet"
+        chunks = "(SELECT count(*) FROM mig_chunk), (SELECT count(*) FROM mig_chunk WHERE undone_by > 0)"
+        runs = lab.execute(f"SELECT status, stage, {chunks} FROM mig_run")
+        return ", ".join(
+            f"{status} after {stage}, {loaded} chunks loaded, {undone} undone"
+            for status, stage, loaded, undone in runs
+        )
+
     async def resume(self, action: str) -> None:
         """Go on in this process until it is done."""
         async with self.store() as store:
@@ -92,7 +103,7 @@ class Scene:
     async def result(self) -> Result:
         """The hash of each table of the target, and that of the events."""
         async with self.store() as store:
-            told = state_hash(comparable_events(await all_events(store)))
+            told = await hash_of_events(store)
         return Lab(self.source, self.target, self.work, small_chunks()).dump(), told
 
     @asynccontextmanager
@@ -185,6 +196,7 @@ async def killed_at_moments(
             with stage.scene(begin.size, begin.source, begin) as scene:
                 if await scene.child(action, kill_after_s=after_s) is not None:
                     continue
+                print(f"moment {moment + 1}: {action} killed after {after_s:.2f} s, {scene.reached()}")  # noqa: T201 - whoever watches the long loop sees what was hit
                 await scene.resume(action)
                 assert await scene.result() == expected, f"moment {moment}: killed after {after_s:.3f} s"
             break

@@ -1,0 +1,104 @@
+"""The Event Service for minutes at 70 % of its peak: does it grow, get slower, or keep what it took?
+
+`python -m tests.benchmarks soak`; ESM_SOAK_MINUTES says how long (10). Requests start on a clock, whether or
+not the ones before are answered, so that a stall shows in the times instead of hiding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from eventsourcing.storage.postgres import PostgresStorage
+from tests.benchmarks.http import a_body, a_request, free_port, posting, send_all, serving
+from tests.benchmarks.measure import Report, bench_server, bench_store, conditions, percentiles
+
+SHARE, CONNECTIONS, PERIOD_S = 0.7, 32, 5.0
+
+SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a period came to."""
+
+    at_s: float
+    memory_mb: float
+    files: int
+    threads: int
+    sessions: int
+    took: list[float]
+
+
+async def measure(report: Report) -> None:
+    """Find the peak, then hold 70 % of it."""
+    minutes = float(os.environ.pop("ESM_SOAK_MINUTES", "10"))
+    with bench_server() as server:
+        url = server.url("soak")
+        async with bench_store(server, "soak", pool_size=2) as (_, storage):
+            report.note(await conditions(storage))
+            port = free_port()
+            quiet = {"ESM_RATE_LIMIT": "0", "LOG_LEVEL": "WARNING"}
+            with serving("api.event_service", port, url, **quiet) as pid:
+                await send_all(port, [a_request("/events", a_body(n)) for n in range(500)])
+                peak = await posting(port, "/events", 3000, 0, [])()
+                rate = peak * SHARE
+                report.note(f"peak {peak:,.0f} events/s; held for {minutes:g} minutes: {rate:,.0f}")
+                samples = await _held(port, rate, minutes * 60, psutil.Process(pid), storage)
+    _tell(report, samples)
+
+
+async def _held(
+    port: int, rate: float, seconds: float, process: psutil.Process, storage: PostgresStorage
+) -> list[Sample]:
+    samples: list[Sample] = []
+    began = time.monotonic()
+    while (at := time.monotonic() - began) < seconds:
+        took = await _period(port, rate)
+        sessions: Any = await storage.pool.fetchval(SESSIONS)
+        memory = process.memory_info().rss / 2**20
+        samples.append(Sample(at, memory, process.num_fds(), process.num_threads(), sessions, took))
+    return samples
+
+
+async def _period(port: int, rate: float) -> list[float]:
+    """Requests on a clock over some connections; how long each took from when it was due."""
+    began, took, count = time.perf_counter(), list[float](), int(rate * PERIOD_S)
+    numbers = iter(range(count))
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for number in numbers:
+            due = began + number / rate
+            await asyncio.sleep(max(due - time.perf_counter(), 0))
+            writer.write(a_request("/events", a_body(number)))
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+            took.append(time.perf_counter() - due)
+        writer.close()
+        await writer.wait_closed()
+
+    await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
+    return took
+
+
+def _tell(report: Report, samples: list[Sample]) -> None:
+    third = max(len(samples) // 3, 1)
+    first, last = samples[:third], samples[-third:]
+    steady = samples[third:] or samples
+    minutes = max(steady[-1].at_s - steady[0].at_s, PERIOD_S) / 60
+    slope = (steady[-1].memory_mb - steady[0].memory_mb) / minutes
+    report.note(
+        f"memory {samples[0].memory_mb:.0f} to {samples[-1].memory_mb:.0f} MB; {slope:+.2f} MB a minute"
+    )
+    for name, part in (("first", first), ("last", last)):
+        report.note(f"{name} third: {percentiles([took for sample in part for took in sample.took])}")
+    for name in ("files", "threads", "sessions"):
+        counts = [getattr(sample, name) for sample in samples]
+        report.note(f"{name}: {min(counts)} to {max(counts)}")
