@@ -21,7 +21,8 @@ from api.launcher import Launcher, make_launcher
 from api.measured import metrics_router
 from api.migrations import migrations, pages
 from api.paging import next_link, page_of_events, page_of_states
-from api.problems import NOT_FOUND, ProblemError, problem_of
+from api.problems import NOT_FOUND, POSITION_NOT_REACHED, ProblemError, problem_of
+from api.read_models import read_models
 from api.requests import BatchRoute, JsonRoute
 from api.schemas import (
     BatchOut,
@@ -200,7 +201,16 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
                 finally:
                     await jobs.stop()
 
-    routers = [events, batches, views, migrations, pages, health_router("event-service"), metrics_router()]
+    routers = [
+        events,
+        batches,
+        views,
+        migrations,
+        pages,
+        read_models,
+        health_router("event-service"),
+        metrics_router(),
+    ]
     return new_application("Event Service", lifespan=lifespan, routers=routers)
 
 
@@ -212,7 +222,9 @@ def main() -> None:
 async def _current(store: EventStore, model: ReadModel, params: ReadParams) -> None:
     """Bring a read model up to the horizon, which has reached what the caller asks for."""
     await reach(store, params.min_position)
-    await model.catch_up(store.storage)
+    position = await model.catch_up(store.storage)
+    if params.min_position is not None and position < params.min_position:  # another fold's: it stands still
+        raise ProblemError(POSITION_NOT_REACHED, "The read model is being rebuilt; it is not there yet.")
 
 
 async def _view(request: Request, store: EventStore, model: ReadModel, params: PageParams) -> Response:

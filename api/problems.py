@@ -31,6 +31,7 @@ from eventsourcing import (
     SchemaError,
     StateForbidsError,
     UnavailableError,
+    UpcastError,
 )
 from eventsourcing.logs import current, spoken
 
@@ -106,6 +107,12 @@ INVALID = Kind("invalid", 422, "A value is not valid", "`errors` names each fiel
 RATE_LIMITED = Kind("rate-limited", 429, "Too many requests", "Wait for Retry-After, then go on slower.")
 TOO_SLOW = Kind("too-slow", 408, "The body came too slowly", "Send a body within 30 seconds.")
 INTERNAL = Kind("internal", 500, "The service failed", "The log holds the cause under the id in `instance`.")
+UNREADABLE = Kind(
+    "unreadable-event",
+    500,
+    "A stored event cannot be read",
+    "This code does not know its payload's version, or fails to bring it to the newest. Mend the code.",
+)
 UNAVAILABLE = Kind(
     "unavailable",
     503,
@@ -141,6 +148,7 @@ KINDS = {
         INVALID,
         RATE_LIMITED,
         INTERNAL,
+        UNREADABLE,
         UNAVAILABLE,
         POSITION_NOT_REACHED,
     )
@@ -168,6 +176,7 @@ _KIND_OF: dict[type[EventSourcingError], Kind] = {
     DuplicateEventError: DUPLICATE,
     NotFoundError: NOT_FOUND,
     CursorAheadError: CURSOR_AHEAD,
+    UpcastError: UNREADABLE,
     StateForbidsError: CONFLICT,
     BusyError: CONFLICT,
     UnavailableError: UNAVAILABLE,
@@ -212,6 +221,12 @@ def problem_of(error: EventSourcingError, *, index: int | None = None) -> Proble
         case DuplicateEventError():
             detail = f"The event_id is stored already, with another {error.field}."
             return ProblemError(DUPLICATE, detail, members={"field": error.field, **place})
+        case UpcastError():
+            detail = f"Event {error.event_id} cannot be read by this version of the code."
+            named = {"event_id": str(error.event_id), "event_type": error.event_type}
+            return ProblemError(UNREADABLE, detail, members=named)
+        case StateForbidsError():
+            return ProblemError(CONFLICT, f"The {error.kind} is {error.status}.")
         case CursorAheadError():
             return ProblemError(
                 CURSOR_AHEAD, f"The last position is {error.head}.", members={"head": error.head}

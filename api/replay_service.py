@@ -268,6 +268,8 @@ SHOWN = (
     "progress",
     "rate",
     "eta",
+    "position",
+    "from_snapshot",
     "dagster_run_id",
 )
 

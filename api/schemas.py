@@ -219,6 +219,13 @@ class ReplayBody(ReplayRequest):
     retry_delay: float = Field(default=1.0, ge=0, le=3600)
 
 
+class RebuildBody(_Body):
+    """How to rebuild a read model."""
+
+    fresh: bool = False
+    """Start over instead of going on with an interrupted rebuild."""
+
+
 class SnapshotBody(_Body):
     """An aggregate to take a snapshot of."""
 

@@ -1,9 +1,10 @@
 """A consumer group over the store: one active process follows the store from the group's checkpoint.
 
 Each event is delivered at least once, in version order per aggregate; aggregates do not wait for each
-other. An event whose attempts are spent becomes a dead letter, and its aggregate waits behind it; dead
-letters and checkpoint commit together. An outage parks nothing: the circuit opens, the group pauses, and
-goes on by itself. A process that lost its lease without noticing cannot move the checkpoint.
+other. An event whose attempts are spent, or whose payload cannot be read, becomes a dead letter, and its
+aggregate waits behind it; dead letters and checkpoint commit together. An outage parks nothing: the
+circuit opens, the group pauses, and goes on by itself. A process that lost its lease without noticing
+cannot move the checkpoint.
 
 States: standing by (another process holds the lease) → following → paused (circuit open) → following.
 """
@@ -31,6 +32,7 @@ from eventsourcing.storage.base import CHECKPOINTS, StateTransaction, Storage
 from eventsourcing.supervision import lead, supervise
 from eventsourcing.tail import follow
 from eventsourcing.transport.base import Subscription
+from eventsourcing.unreadable import read_past_faults
 
 _log = logging.getLogger(__name__)
 
@@ -140,14 +142,14 @@ class GroupConsumer:
         window = self._query().where(
             aggregate_id=aggregate_id, after_position=first - 1, to_position=flow.position
         )
-        async for batch in self.storage.read(window, batch_size=500):
-            for event in batch:
-                await flow.take(tasks, event)
+        async for batch in read_past_faults(self.storage, window, batch_size=500):
+            for event in batch.events:
+                await flow.take(tasks, event, batch.faults.get(event.position))
 
     async def _read(self, tasks: asyncio.TaskGroup, flow: Flow) -> None:
-        async for piece in follow(self.storage, self._query(), after=flow.position):
+        async for piece in follow(self.storage, self._query(), after=flow.position, past_faults=True):
             for event in piece.events:
-                await flow.take(tasks, event)
+                await flow.take(tasks, event, piece.faults.get(event.position))
             flow.reached(piece.position)
 
     async def _record(self, tasks: asyncio.TaskGroup, flow: Flow, *, owner: str | None) -> None:

@@ -13,10 +13,11 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from eventsourcing.dead_letters import DeadLetter
 from eventsourcing.delivery import Delivery
-from eventsourcing.errors import HandlerError
+from eventsourcing.errors import HandlerError, UpcastError
 from eventsourcing.events import RecordedEvent
 from eventsourcing.handlers import EventHandler
 from eventsourcing.logs import spoken
@@ -30,8 +31,14 @@ PATIENCE_S = 0.1
 """How long recording waits for lanes to end, so that a busy group does not record every event."""
 
 Taker = Callable[[RecordedEvent], Subscription | None]
-InHand = tuple[RecordedEvent, EventHandler]
-"""An event and the handler that takes it."""
+
+
+class InHand(NamedTuple):
+    """An event, the handler that takes it, and why it cannot: its payload cannot be read."""
+
+    event: RecordedEvent
+    handler: EventHandler
+    fault: UpcastError | None = None
 
 
 @dataclass(slots=True)
@@ -61,15 +68,20 @@ class Flow:
     _room: asyncio.Event = field(default_factory=asyncio.Event)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def take(self, tasks: asyncio.TaskGroup, event: RecordedEvent) -> None:
-        """Take an event in hand, its aggregate's next one; wait while too much is on its way."""
+    async def take(
+        self, tasks: asyncio.TaskGroup, event: RecordedEvent, fault: UpcastError | None = None
+    ) -> None:
+        """Take an event in hand, its aggregate's next one; wait while too much is on its way.
+
+        One with a fault is given up without being tried, once those before it are done.
+        """
         member = self.taker(event)
         if member is not None:
             while self._count >= IN_HAND:
                 self._room.clear()
                 self.changed.set()
                 await self._room.wait()
-            self._add(tasks, (event, member.handler))
+            self._add(tasks, InHand(event, member.handler, fault))
         self.reached(event.position)
 
     def reached(self, position: int) -> None:
@@ -94,9 +106,9 @@ class Flow:
         """What can be recorded now."""
         return Progress(
             self.position,
-            {name: lane[0][0].position for name, lane in self._lanes.items()},
+            {name: lane[0].event.position for name, lane in self._lanes.items()},
             dict(self._failed),
-            {name: [event for event, _ in behind] for name, behind in self._behind.items()},
+            {name: [one.event for one in behind] for name, behind in self._behind.items()},
         )
 
     def recorded(self, tasks: asyncio.TaskGroup, progress: Progress, released: set[str]) -> None:
@@ -124,7 +136,7 @@ class Flow:
             self._add(tasks, one)
 
     def _add(self, tasks: asyncio.TaskGroup, one: InHand) -> None:
-        name = one[0].aggregate_id
+        name = one.event.aggregate_id
         self._count += 1
         if name in self.parked:
             self._behind.setdefault(name, []).append(one)
@@ -137,9 +149,9 @@ class Flow:
     async def _run(self, name: str, lane: deque[InHand]) -> None:
         """Deliver a lane's events in order until it is empty or one of them is given up."""
         while lane:
-            event, handler = lane[0]
+            event = lane[0].event
             try:
-                await self.delivery.deliver(handler, event)
+                await self._deliver(lane[0])
             except HandlerError as failure:
                 _log.error("group %s: %s; aggregate %s is parked", self.group, spoken(failure), name)
                 lane.popleft()
@@ -155,3 +167,10 @@ class Flow:
         self.changed.set()
         if not self._lanes:
             self._idle.set()
+
+    async def _deliver(self, one: InHand) -> None:
+        event, handler, fault = one
+        if fault is not None:
+            name = handler.name
+            raise HandlerError(event.event_id, handler=name, attempts=0, reason=str(fault)) from fault
+        await self.delivery.deliver(handler, event)

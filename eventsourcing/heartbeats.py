@@ -36,6 +36,8 @@ async def beating(name: str, beat: Callable[[], Awaitable[object]]) -> AsyncIter
         raise group.exceptions[0] from None
 
 
-def is_stale(beat: object) -> bool:
-    """Whether a heartbeat, as it was written, is too old for its process to live; None was never written."""
-    return beat is not None and datetime.now(UTC) - datetime.fromisoformat(str(beat)) > STALE_AFTER
+def is_stale(beat: object, after: timedelta | None = None) -> bool:
+    """Whether a heartbeat, as it was written, is older than `after`; by default, too old for its process to
+    live. None was never written."""
+    age = None if beat is None else datetime.now(UTC) - datetime.fromisoformat(str(beat))
+    return age is not None and age > (after or STALE_AFTER)

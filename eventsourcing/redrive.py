@@ -18,10 +18,11 @@ from eventsourcing.breaker import CircuitBreaker
 from eventsourcing.config import EventBusConfig
 from eventsourcing.dead_letters import DeadLetter, fail_again, letter_event, remove_letter, scan_letters
 from eventsourcing.delivery import Delivery
-from eventsourcing.errors import HandlerError, UnavailableError
+from eventsourcing.errors import HandlerError, UnavailableError, UpcastError
 from eventsourcing.events import BaseEvent
 from eventsourcing.handlers import EventHandler
 from eventsourcing.storage.base import Storage
+from eventsourcing.unreadable import as_stored
 
 SIDE_BY_SIDE = 4
 """How many aggregates one re-drive works on at a time."""
@@ -108,8 +109,20 @@ class Redrive:
                 self.result.released += 1
                 return
             for key, row in page:
-                if not self._may_go_on() or not await self._drive_one(key, letter_event(row)):
+                if not self._may_go_on() or not await self._drive_row(key, row):
                     return
+
+    async def _drive_row(self, key: str, row: dict[str, Any]) -> bool:
+        """Give one letter to its handler; False when the queue must wait behind it."""
+        try:
+            event = letter_event(row)
+        except UpcastError as fault:
+            name, reason = row["handler"] or "reading", str(fault)
+            failure = HandlerError(fault.event_id, handler=name, attempts=0, reason=reason)
+            failure.__cause__ = fault
+            await self._failed(key, DeadLetter(as_stored(fault), failure), failure)
+            return False
+        return await self._drive_one(key, event)
 
     def _may_go_on(self) -> bool:
         if self._should_stop is not None and self._should_stop(self.result):
@@ -121,7 +134,6 @@ class Redrive:
         return self.result.stopped is None
 
     async def _drive_one(self, key: str, event: BaseEvent) -> bool:
-        """Give one letter to its handler; False when the queue must wait behind it."""
         handler = next((h for h in self._handlers if h.can_handle(event.event_type)), None)
         try:
             if handler is not None:

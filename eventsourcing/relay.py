@@ -5,8 +5,8 @@ everything up to it has arrived: each event is published at least once, in posit
 are on their way at a time; a transport that takes no more holds the relay up. One relay is active at a
 time; another process stands by for its lease. Appending never publishes: there is no dual write to lose.
 
-An event that the transport refuses for good is parked with its aggregate among the dead letters of the
-group `relay` and reported; the other aggregates flow on.
+An event that the transport refuses for good, or whose payload cannot be read, is parked with its aggregate
+among the dead letters of the group `relay` and reported; the other aggregates flow on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.supervision import lead
 from eventsourcing.tail import Slice, follow
-from eventsourcing.transport.base import Receipt, Transport
+from eventsourcing.transport.base import Receipt, Refused, Transport
 
 _log = logging.getLogger(__name__)
 
@@ -59,16 +59,21 @@ class Relay:
 
     async def _send(self, sent: asyncio.Queue[_Sent]) -> None:
         after = await relay_position(self._storage)
-        async for piece in follow(self._storage, EventQuery(), after=after, batch_size=BATCH):
-            flowing = [event for event in piece.events if event.aggregate_id not in self._parked]
+        pieces = follow(self._storage, EventQuery(), after=after, batch_size=BATCH, past_faults=True)
+        async for piece in pieces:
             waiting = [event for event in piece.events if event.aggregate_id in self._parked]
+            others = [event for event in piece.events if event.aggregate_id not in self._parked]
+            unreadable = [event for event in others if event.position in piece.faults]
+            self._parked |= {event.aggregate_id for event in unreadable}
+            flowing = [event for event in others if event.position not in piece.faults]
             receipt = await self._transport.publish(flowing)
-            await sent.put(_Sent(piece, receipt, waiting))
+            await sent.put(_Sent(piece, receipt, waiting, unreadable))
 
     async def _acknowledge(self, sent: asyncio.Queue[_Sent]) -> None:
         while True:
             one = await sent.get()
-            refused = await one.receipt.wait()
+            refused = list(await one.receipt.wait())
+            refused += [Refused(event, str(one.piece.faults[event.position])) for event in one.unreadable]
             published = instruments().published
             published.labels("published").inc(len(one.piece.events) - len(one.waiting) - len(refused))
             published.labels("refused").inc(len(refused))
@@ -90,11 +95,13 @@ class Relay:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A slice on its way, and those of its events that wait behind a refused one."""
+    """A slice on its way, those of its events that wait behind a refused one, and those that nobody can
+    read, so that they are as good as refused."""
 
     piece: Slice
     receipt: Receipt
     waiting: Sequence[RecordedEvent]
+    unreadable: Sequence[RecordedEvent]
 
 
 async def relay_position(storage: Storage) -> int:

@@ -25,7 +25,7 @@ from eventsourcing.plugins import replay_handlers
 from eventsourcing.query import EventQuery
 from eventsourcing.replay import EventReplay, ReplayResult
 from eventsourcing.replays import ReplayJournal, ReplayRequest, progress_fields, result_of
-from eventsourcing.shadows import Shadow
+from eventsourcing.shadows import Shadow, announce_shadows, remove_shadows, shadowed_replays
 from eventsourcing.snapshots import restore_from_snapshot
 from eventsourcing.store import EventStore
 
@@ -53,6 +53,7 @@ async def run_replay(
     row = await journal.take(replay_id, owner)
     if row is None:
         return await journal.get(replay_id) or {}
+    await forget_old_shadows(store)
     run = _Run(store, journal, row, owner, on_progress)
     work = asyncio.create_task(run.work(), name=f"replay {replay_id}")
     watch = asyncio.create_task(run.watch(work, should_stop), name=f"watch of {replay_id}")
@@ -74,6 +75,14 @@ async def run_replay(
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
     return await _ended(run, status)
+
+
+async def forget_old_shadows(store: EventStore) -> None:
+    """Remove the states of replays that ended early seven days ago: they cannot be resumed any more."""
+    journal = ReplayJournal(store.storage)
+    for replay_id in await shadowed_replays(store.storage):
+        if await journal.give_up(replay_id):
+            await remove_shadows(store.storage, replay_id)
 
 
 async def _ended(run: _Run, status: str, **fields: Any) -> dict[str, Any]:
@@ -141,6 +150,8 @@ class _Run:
             query = query.where(from_version=result.from_snapshot + 1)
         if result is not None and result.position:
             await self._make_again(request, query.where(to_position=result.position), handlers)
+        if self._shadows:
+            await announce_shadows(self.store.storage, self.replay_id, self._shadows)
         replay = EventReplay(self.store, request)
         for handler in handlers:
             replay.add_handler(handler, force=request.handlers is not None)
@@ -202,6 +213,5 @@ class _Run:
         if request.is_unfiltered and not request.dry_run:
             found = [await shadow.differences(result.horizon) for shadow in self._shadows]
             difference = {name: one.to_dict() for each in found for name, one in each.items()}
-        for shadow in self._shadows:
-            await shadow.remove()
+        await remove_shadows(self.store.storage, self.replay_id)
         await self.write(state_hashes=hashes | result.state_hashes, difference=difference, progress=100.0)

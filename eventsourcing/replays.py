@@ -8,7 +8,7 @@ a process that was taken for dead cannot write into it any more.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -33,6 +33,9 @@ _TOKEN_KEPT_S = 86_400.0
 SHOWN_ERRORS = 100
 UNFINISHED = ("pending", "running")
 RESUMABLE = ("interrupted", "failed", "cancelled")
+
+KEPT = timedelta(days=7)
+"""How long a replay that ended early can be resumed."""
 
 _NEEDED = {"aggregate": "aggregate_id", "type": "event_types", "correlation": "correlation_id"}
 
@@ -161,18 +164,30 @@ class ReplayJournal:
     async def resume(self, replay_id: str) -> dict[str, Any]:
         """Make a replay that ended early pending again, to be run on from where it is; return the row.
 
-        Raises NotFoundError, and StateForbidsError unless it is interrupted, failed or cancelled; then
-        nothing has changed.
+        Raises NotFoundError, and StateForbidsError unless it is interrupted, failed or cancelled, since
+        seven days at most; then nothing has changed.
         """
         async with self.storage.transaction() as transaction:
             row = await self._locked(transaction, replay_id)
             status = _as_seen(row)["status"]
-            if status not in RESUMABLE:
-                raise StateForbidsError("replay", replay_id, status)
+            if status not in RESUMABLE or row.get("forgotten"):
+                told = f"{status}, and its states are forgotten" if row.get("forgotten") else status
+                raise StateForbidsError("replay", replay_id, told)
             row.update(status="pending", owner=None, cancel_requested=False, failure=None, end_time=None)
             row["resumed"] = row.get("resumed", 0) + 1
             await transaction.put(REPLAYS, _key(replay_id), row)
         return row
+
+    async def give_up(self, replay_id: str) -> bool:
+        """Say that a replay which ended `KEPT` ago is not resumed any more; True when its states may go."""
+        async with self.storage.transaction() as transaction:
+            row = await transaction.get(REPLAYS, _key(replay_id), lock=True)
+            if row is None or row["status"] == "completed":
+                return True
+            if _as_seen(row)["status"] not in RESUMABLE or not is_stale(row.get("heartbeat_at"), KEPT):
+                return False
+            await transaction.put(REPLAYS, _key(replay_id), {**row, "forgotten": True})
+        return True
 
     async def take(self, replay_id: str, owner: str) -> dict[str, Any] | None:
         """Begin the work on a pending replay, from now on ours; None when it is not pending.

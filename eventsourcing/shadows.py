@@ -21,6 +21,9 @@ from eventsourcing.handlers import EventHandler
 from eventsourcing.readmodels import READ_MODELS, ReadModel
 from eventsourcing.storage.base import CHECKPOINTS, StateTable, StateTransaction, Storage, purge_all
 
+SHADOWS = StateTable("replay-shadows")
+"""Key: a replay that has shadows. Value: {tables}, the names of their tables and checkpoints."""
+
 CACHED = 20_000
 """How many states stay in memory behind a checkpoint, for the events to come."""
 
@@ -159,19 +162,41 @@ class Shadow(EventHandler):
                     return await compare(transaction, subject, *rows, position=upto)
         return None
 
-    async def remove(self) -> None:
-        """Remove the states; what is left of a removal by halves goes with the next one."""
-        async with self._storage.transaction() as transaction:
-            for fold in self._folds:
-                await transaction.delete(CHECKPOINTS, self._key(fold))
-        for fold in self._folds:
-            await purge_all(self._storage, self._table(fold))
+    @property
+    def tables(self) -> list[str]:
+        """The names of its tables, which are those of their checkpoints too."""
+        return [self._key(fold) for fold in self._folds]
 
     def _key(self, fold: Fold) -> str:
         return f"replay/{self._replay_id}/{self.name}/{fold.name}"
 
     def _table(self, fold: Fold) -> StateTable:
         return StateTable(self._key(fold))
+
+
+async def announce_shadows(storage: Storage, replay_id: str, shadows: Sequence[Shadow]) -> None:
+    """Write down which tables a replay will have, before it has them."""
+    tables = [name for shadow in shadows for name in shadow.tables]
+    async with storage.transaction() as transaction:
+        await transaction.put(SHADOWS, replay_id, {"tables": tables})
+
+
+async def shadowed_replays(storage: Storage) -> list[str]:
+    """The replays that have shadows, at most a thousand."""
+    async with storage.transaction() as transaction:
+        return [replay_id for replay_id, _ in await transaction.scan(SHADOWS)]
+
+
+async def remove_shadows(storage: Storage, replay_id: str) -> None:
+    """Remove the states of a replay's shadows; what a crash leaves of them goes when this is repeated."""
+    async with storage.transaction() as transaction:
+        row = await transaction.get(SHADOWS, replay_id) or {"tables": []}
+        for name in row["tables"]:
+            await transaction.delete(CHECKPOINTS, name)
+    for name in row["tables"]:
+        await purge_all(storage, StateTable(name))
+    async with storage.transaction() as transaction:
+        await transaction.delete(SHADOWS, replay_id)
 
 
 class _ShadowGeneration(Generation):

@@ -22,6 +22,8 @@ MODULES = {
     "worker": "api.cli.worker",
     "migrate": "api.cli.migrate",
     "events": "api.cli.events",
+    "read-models": "api.cli.read_models",
+    "snapshots": "api.cli.snapshots",
     "consumers": "api.cli.consumers",
     "dlq": "api.cli.dlq",
     "bus": "api.cli.bus",

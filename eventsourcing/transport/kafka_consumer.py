@@ -19,18 +19,25 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from eventsourcing.config import EventBusConfig
 from eventsourcing.consumer import checkpoint_key
-from eventsourcing.errors import HandlerError, InvalidEventError, UnavailableError
+from eventsourcing.errors import InvalidEventError, UnavailableError, UpcastError
 from eventsourcing.events import BaseEvent, RecordedEvent, registered_events
 from eventsourcing.gate import Arrival, newest_predecessor
 from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.transport.base import Subscription
 from eventsourcing.transport.kafka_client import OwnedConsumer
 from eventsourcing.transport.kafka_dead_letters import DeadLetterTopic
-from eventsourcing.transport.kafka_delivery import GroupDelivery
-from eventsourcing.transport.kafka_message import DEAD_LETTER_INFIX, decode_event, headers_of, topic_of
+from eventsourcing.transport.kafka_delivery import GroupDelivery, undecodable
+from eventsourcing.transport.kafka_message import (
+    DEAD_LETTER_INFIX,
+    decode_event,
+    headers_of,
+    predecessors_of,
+    topic_of,
+)
 from eventsourcing.transport.kafka_offsets import Offsets, Origin, Place
 from eventsourcing.transport.kafka_options import consumer_options, reason
 from eventsourcing.transport.kafka_topics import KafkaTopics
+from eventsourcing.unreadable import as_stored
 
 _log = logging.getLogger(__name__)
 
@@ -175,17 +182,20 @@ class KafkaGroup:
     def _arrival(self, origin: Origin) -> Arrival | None:
         """The event of a message, ready for the gate; None when no member wants its type."""
         partition, fault = origin.place[1], None
+        headers = headers_of(origin.message)
         try:
-            event, predecessors = decode_event(origin.message.value(), headers_of(origin.message))
+            event, predecessors = decode_event(origin.message.value(), headers)
+        except UpcastError as error:  # it has its place among the others, and waits for it
+            event, predecessors = as_stored(error), predecessors_of(headers)
+            fault = undecodable(event, error, str(error))
         except InvalidEventError as error:
             event, predecessors = _stand_in(origin), {}
-            fault = HandlerError(event.event_id, handler="decoding", attempts=1, reason=error.reason)
-            fault.__cause__ = error
-        if fault is None and not self._wants(event.event_type):
+            fault = undecodable(event, error, error.reason)
+        if (fault is None or isinstance(event, RecordedEvent)) and not self._wants(event.event_type):
             return None
         if self.recorded and isinstance(event, RecordedEvent):
             before = newest_predecessor(predecessors, self._wants)
-            return Arrival(event.aggregate_id, event.event_version, event, partition, before, origin)
+            return Arrival(event.aggregate_id, event.event_version, event, partition, before, origin, fault)
         self._drafts += 1  # no version to go by: in the order of their coming
         key = f"\x1f{event.aggregate_id}"  # no aggregate_id holds a control character
         return Arrival(key, self._drafts, event, partition, 0, origin, fault)

@@ -32,6 +32,7 @@ from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import StateTable, StateTransaction, Storage
 from eventsourcing.transport.base import Subscription
 from eventsourcing.transport.kafka_dead_letters import DeadLetterTopic
+from eventsourcing.unreadable import read_past_faults
 
 _log = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class GroupDelivery:
         if not run:
             return
         stream.busy = True
-        if self._folds and not stream.parked:
+        if self._folds and not stream.parked and not any(arrival.fault for arrival in run):
             self._ready[key] = run
             self._wake.set()
         else:
@@ -183,10 +184,13 @@ class GroupDelivery:
             after_position=self.begin,
         )
         filled = 0
-        async for batch in self.storage.read(query, batch_size=500):
-            for event in batch:
+        async for batch in read_past_faults(self.storage, query, batch_size=500):
+            for event in batch.events:
                 if any(member.takes(event) for member in self.members):
-                    filled += self.gate.offer(Arrival(key, event.event_version, event, head.partition))
+                    unread = batch.faults.get(event.position)
+                    fault = None if unread is None else undecodable(event, unread, str(unread))
+                    arrival = Arrival(key, event.event_version, event, head.partition, fault=fault)
+                    filled += self.gate.offer(arrival)
         head.predecessor = 0
         _log.warning(
             "group %s: %s events of %s did not arrive within %g s and come from the store",
@@ -342,3 +346,10 @@ class _InTransaction(EventHandler):
             await self._handler.apply(
                 transaction, await advance(transaction, GROUP_CHECKPOINTS, self._group, [event])
             )
+
+
+def undecodable(event: BaseEvent, error: Exception, reason: str) -> HandlerError:
+    """Why no handler can take an event: what it says cannot be read."""
+    fault = HandlerError(event.event_id, handler="decoding", attempts=1, reason=reason)
+    fault.__cause__ = error
+    return fault

@@ -97,7 +97,8 @@ def headers_of(message: Message) -> Headers:
 def decode_event(value: bytes | None, headers: Headers) -> tuple[BaseEvent, dict[str, int]]:
     """The event of a message exactly as it was published, and its predecessors.
 
-    A message without a position is a draft's. Raises InvalidEventError for what is no event of ours.
+    A message without a position is a draft's. Raises InvalidEventError for what is no event of ours,
+    UpcastError for a payload that cannot be brought to this code's version.
     """
     try:
         texts = {
@@ -123,11 +124,17 @@ def decode_event(value: bytes | None, headers: Headers) -> tuple[BaseEvent, dict
             return BaseEvent(**fields), {}
         fields["position"] = int(texts["es-position"])
         fields["recorded_at"] = _parsed(texts["es-recorded-at"])
-        return RecordedEvent.from_store(fields), decode(texts.get("es-prev", "{}"))
+        return RecordedEvent.from_store(fields), predecessors_of(headers)
     except KeyError as error:
         raise InvalidEventError(f"not an event of this system: header {error} is missing") from error
     except ValueError as error:
         raise InvalidEventError(f"not an event of this system: {error}") from error
+
+
+def predecessors_of(headers: Headers) -> dict[str, int]:
+    """The last version of each type before the event of a message in its aggregate."""
+    found: dict[str, int] = decode(dict(headers).get("es-prev") or b"{}")
+    return found
 
 
 @lru_cache(1024)

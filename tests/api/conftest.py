@@ -21,6 +21,8 @@ from fastapi import FastAPI
 from api import event_service, replay_service
 from api.jobs import RESULTS
 from eventsourcing import EventSourcingError, EventStore, NotFoundError, Settings
+from eventsourcing.readmodels import read_model
+from eventsourcing.rebuilds import rebuild
 from eventsourcing.replay import EventReplay, require_events
 from eventsourcing.replay_runs import run_replay
 from eventsourcing.storage.embedded import EmbeddedPostgres
@@ -64,6 +66,9 @@ class InlineLauncher:
     async def _run(self, op: str, config: dict[str, Any]) -> None:
         if op == "replay_events":
             await run_replay(self.store, config["replay_id"])
+            return
+        if op == "rebuild_read_model":
+            await rebuild(self.store.storage, read_model(config["name"]), fresh=config["fresh"])
             return
         replay = EventReplay(self.store)
         value: dict[str, Any]

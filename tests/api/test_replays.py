@@ -160,6 +160,47 @@ async def test_a_replay_that_does_not_obey_is_ended(
     assert all(run.done() for run in launcher.runs.values())
 
 
+async def test_a_cancelled_replay_is_resumed_to_its_end(
+    replays: httpx2.AsyncClient, launcher: InlineLauncher, stored: EventStore, migration: str
+) -> None:
+    body = {"replay_type": "aggregate", "aggregate_id": migration}
+    whole = await replayed(replays, **body)
+    slow = {"batch_size": 1, "delay_between_batches": 0.4}
+    path = (await replays.post("/replay", json={**body, **slow})).headers["location"]
+    assert_problem(await replays.post(f"{path}/resume"), 409, "conflict")
+    assert (await replays.get(path, params={"wait": 1})).json()["status"] == "running"
+    assert (await replays.delete(path)).status_code == 200
+    before = (await replays.get(path)).json()
+    assert before["processed_events"] < 6
+    resumed = await replays.post(f"{path}/resume")
+    assert resumed.status_code == 202
+    assert resumed.headers["location"] == path
+    after = (await replays.get(path, params={"wait": 30})).json()
+    assert (after["status"], after["total_events"]) == ("completed", 6)
+    assert after["state_hash"] == whole["state_hash"]
+    assert after["dagster_run_id"] != before["dagster_run_id"]
+    assert_problem(await replays.post(f"{path}/resume"), 409, "conflict")
+    assert_problem(await replays.post("/replay/replay_20231201_120000_0/resume"), 404, "not-found")
+    assert_problem(await replays.post("/replay/nonsense/resume"), 404, "not-found")
+
+
+async def test_a_resumption_whose_job_does_not_start_can_be_tried_again(
+    replays: httpx2.AsyncClient, launcher: InlineLauncher, stored: EventStore, migration: str
+) -> None:
+    journal = ReplayJournal(stored.storage)
+    replay_id = await journal.create(ReplayRequest(replay_type="aggregate", aggregate_id=migration))
+    await journal.request_cancel(replay_id)
+    launcher.refuses = True
+    try:
+        assert_problem(await replays.post(f"/replay/{replay_id}/resume"), 503)
+    finally:
+        launcher.refuses = False
+    assert (await replays.get(f"/replay/{replay_id}")).json()["status"] == "failed"
+    assert (await replays.post(f"/replay/{replay_id}/resume")).status_code == 202
+    row = (await replays.get(f"/replay/{replay_id}", params={"wait": 30})).json()
+    assert (row["status"], row["total_events"]) == ("completed", 6)
+
+
 async def test_unknown_replays_are_404(replays: httpx2.AsyncClient) -> None:
     for name in ("replay_20231201_120000_0", "nonsense", "replay_20231201_120000_x"):
         assert_problem(await replays.get(f"/replay/{name}"), 404, "not-found")

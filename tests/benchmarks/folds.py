@@ -6,12 +6,15 @@ without keeping a state; ours does it durably. Beside it what a call for the sta
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 
-from eventsourcing import EventStore, MigrationStartedEvent, UserMigratedEvent
+from eventsourcing import EventStore, MigrationStartedEvent, UserMigratedEvent, rebuilds
 from eventsourcing.folds import State
-from eventsourcing.readmodels import EVENT_STATISTICS_MODEL, READ_MODELS, ReadModel
+from eventsourcing.readmodels import EVENT_STATISTICS_MODEL, READ_MODELS, USER_MIGRATIONS_MODEL, ReadModel
+from eventsourcing.replay_runs import run_replay
+from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.storage.base import CHECKPOINTS
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.storage.postgres_rows import recorded_event
@@ -36,6 +39,12 @@ async def measure(report: Report) -> None:
                 report.add(
                     await compared(name, partial(rebuild, storage, model), partial(bare_loop, storage, model))
                 )
+            users = partial(bare_loop, storage, USER_MIGRATIONS_MODEL)
+            beside, shadows = partial(rebuild_beside, storage), partial(replay, store)
+            report.add(await compared("rebuild beside the live one, and compared / bare loop", beside, users))
+            report.add(await compared("replay into shadows, hash, difference / bare loop", shadows, users))
+            cancels = [await cancel(store) for _ in range(20)]
+            report.note(f"cancel of a running replay: {percentiles(cancels)}")
             await note_statistics(report, store, storage)
             report.note(await conditions(storage))
 
@@ -78,6 +87,37 @@ async def bare_loop(storage: PostgresStorage, model: ReadModel) -> float:
                 fold.apply(states.setdefault(key, fold.initial()), event)
         position = rows[-1]["position"]
     return EVENTS / (time.perf_counter() - began)
+
+
+async def rebuild_beside(storage: PostgresStorage) -> float:
+    """Events a second of a rebuild of the users beside the live ones, compared row by row with them."""
+    await USER_MIGRATIONS_MODEL.catch_up(storage)
+    result = await rebuilds.rebuild(storage, USER_MIGRATIONS_MODEL, fresh=True)
+    assert result.difference is not None
+    assert result.difference.rows == 0
+    return EVENTS / result.duration
+
+
+async def replay(store: EventStore) -> float:
+    """Events a second of a whole named replay: three folds into shadows, the hash, the difference."""
+    replay_id = await ReplayJournal(store.storage).create(ReplayRequest(replay_type="all"))
+    began = time.perf_counter()
+    row = await run_replay(store, replay_id)
+    assert row["status"] == "completed"
+    assert {one["rows"] for one in row["difference"].values()} == {0}
+    return EVENTS / (time.perf_counter() - began)
+
+
+async def cancel(store: EventStore) -> float:
+    """Seconds from asking a running replay to stop to its end."""
+    journal = ReplayJournal(store.storage)
+    replay_id = await journal.create(ReplayRequest(replay_type="all"))
+    running = asyncio.create_task(run_replay(store, replay_id))
+    await asyncio.sleep(0.3)
+    began = time.perf_counter()
+    await journal.request_cancel(replay_id)
+    assert (await running)["status"] == "cancelled"
+    return time.perf_counter() - began
 
 
 async def note_statistics(report: Report, store: EventStore, storage: PostgresStorage) -> None:

@@ -9,6 +9,10 @@ import time
 
 from eventsourcing import EventQuery, EventReplay, EventReplayConfig, EventStore
 from eventsourcing.bootstrap import collect_rarely
+from eventsourcing.readmodels import USER_MIGRATIONS_MODEL
+from eventsourcing.rebuilds import rebuild
+from eventsourcing.replay_runs import run_replay
+from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
 from tests.benchmarks.measure import Report, bench_server, bench_store
@@ -20,17 +24,22 @@ PIECE = 100_000
 
 
 async def measure(report: Report, *, count: int = COUNT) -> None:
-    """Append `count` rows as columns, stream them all, replay a million of them."""
+    """Append `count` rows as columns, stream them all, replay a million of them; fold a million durably."""
+    million = min(count, REPLAYED)
     with bench_server() as server:
-        async with bench_store(server, "memory") as _:
-            pass
-        for what, rows in (("append_frame", count), ("read", count), ("replay", min(count, REPLAYED))):
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.benchmarks.memory", what, str(rows), server.url("memory"),
-                stdout=asyncio.subprocess.PIPE,
-            )  # fmt: skip
-            output, _ = await process.communicate()
-            report.note(output.decode().strip())
+        for database, work in (
+            ("memory", (("append_frame", count), ("read", count), ("replay", million))),
+            ("durable", (("append_frame", million), ("named_replay", million), ("rebuild", million))),
+        ):
+            async with bench_store(server, database) as _:
+                pass
+            for what, rows in work:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "tests.benchmarks.memory", what, str(rows), server.url(database),
+                    stdout=asyncio.subprocess.PIPE,
+                )  # fmt: skip
+                output, _ = await process.communicate()
+                report.note(output.decode().strip())
 
 
 async def _append_frame(store: EventStore, count: int) -> None:
@@ -52,7 +61,27 @@ async def _replay(store: EventStore, count: int) -> None:
     assert result.processed_events == count
 
 
-WORK = {"append_frame": _append_frame, "read": _read, "replay": _replay}
+async def _named_replay(store: EventStore, count: int) -> None:
+    """Three folds into shadows, hashed and held against the live read models, which catch up first."""
+    replay_id = await ReplayJournal(store.storage).create(ReplayRequest(replay_type="all"))
+    row = await run_replay(store, replay_id)
+    assert (row["status"], row["total_events"]) == ("completed", count)
+    assert {one["rows"] for one in row["difference"].values()} == {0}
+
+
+async def _rebuild(store: EventStore, count: int) -> None:
+    result = await rebuild(store.storage, USER_MIGRATIONS_MODEL)
+    assert result.difference is not None
+    assert (result.difference.same, result.difference.rows) == (count, 0)
+
+
+WORK = {
+    "append_frame": _append_frame,
+    "read": _read,
+    "replay": _replay,
+    "named_replay": _named_replay,
+    "rebuild": _rebuild,
+}
 
 
 async def main(what: str, count: int, url: str) -> None:

@@ -365,6 +365,31 @@ async def test_a_replay_of_an_aggregate_begins_at_its_snapshot(
         ReplayRequest(replay_type="all", from_snapshot=True)
 
 
+async def test_what_nobody_resumed_for_a_week_is_forgotten(
+    filled: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, ids = ReplayJournal(filled.storage), []
+    monkeypatch.setattr(replay, "REPORT_EVENTS", 10)
+
+    def die(_: dict[str, Any]) -> None:
+        raise ConnectionAbortedError("killed")
+
+    for _ in range(2):
+        ids.append(await begun(filled, batch_size=30))
+        with pytest.raises(ConnectionAbortedError):
+            await run_replay(filled, ids[-1], on_progress=die)
+    for replay_id, days in zip(ids, (8, 6), strict=True):
+        await journal.update(replay_id, heartbeat_at=datetime.now(UTC) - timedelta(days=days))
+    before = [await left_over(filled, replay_id) for replay_id in ids]
+    await run_replay(filled, await begun(filled))
+    assert min(before) > 0
+    assert [await left_over(filled, replay_id) for replay_id in ids] == [0, before[1]]
+    with pytest.raises(StateForbidsError, match="forgotten"):
+        await journal.resume(ids[0])
+    await journal.resume(ids[1])
+    assert (await run_replay(filled, ids[1]))["state_hashes"] == {NAME: await in_memory(filled)}
+
+
 async def test_errors_are_counted_all_and_shown_the_first(store: EventStore) -> None:
     register_handler(InMemoryHandler([EventType.USER_MIGRATED], fails=lambda _: ValueError("no")))
     await store.append_events(a_migration("m", users=250))
