@@ -154,7 +154,8 @@ async def test_documented_errors_are_problems_and_operations_keep_their_names(
         },
         "replays": {
             "create_replay", "list_replays", "get_replay", "delete_replay", "resume_replay",
-            "create_snapshot", "get_snapshot", "validate_sequence", "stream_events", "health", "livez", "readyz", "metrics",
+            "create_snapshot", "get_snapshot", "validate_sequence", "stream_events",
+            "health", "livez", "readyz", "metrics",
         },
     }  # fmt: skip
     assert operations.keys() == names[request.node.callspec.params["client"]]

@@ -154,7 +154,7 @@ async def test_a_running_job_is_ended_where_it_runs(launcher: QueueLauncher, set
     assert run is not None
     assert run.status is dg.DagsterRunStatus.CANCELED
     async with asyncio.timeout(WAIT_S):  # nobody beats for it any more
-        while await _status(settings, replay_id) not in ("cancelled", "interrupted"):  # noqa: ASYNC110 - another process's row
+        while await _status(settings, replay_id) not in ("cancelled", "interrupted"):  # noqa: ASYNC110 - asks the row
             await asyncio.sleep(0.5)
 
 
