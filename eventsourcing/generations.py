@@ -8,8 +8,9 @@ be read and never goes on: its states are not what this code would make.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from eventsourcing.errors import CursorAheadError
 from eventsourcing.folds import Counted, DurableFold, State
@@ -58,21 +59,10 @@ class Generation:
         done = await self.position(storage)
         if done > horizon and done > (head := await storage.head()):
             raise CursorAheadError(done, head)
-        while done < horizon:
-            done = await self.advance(storage, done, horizon)
+        async with Filling(self, storage) as filling:
+            while done < horizon:
+                done = await filling.advance(done, horizon)
         return done
-
-    async def advance(self, storage: Storage, done: int, upto: int) -> int:
-        """Apply one batch behind `done`, up to a position at or below the horizon; return where the
-        checkpoint stands, whoever moved it."""
-        assert self.is_current, "states of another version of the fold are only read"
-        tallies, reached = await self.batch(storage, done, upto)
-        async with storage.transaction() as transaction:
-            position = await self.position_in(transaction, lock=True)
-            if position != done:
-                return position
-            await self.apply(transaction, tallies, reached)
-        return reached
 
     async def batch(self, storage: Storage, done: int, upto: int) -> tuple[list[Tally], int]:
         """What is to be applied next behind `done`, and up to where it reaches."""
@@ -130,3 +120,45 @@ class Generation:
 
     async def index(self, transaction: StateTransaction, states: dict[str, State]) -> None:
         """Keep what finds states by another key; a plain fold needs nothing."""
+
+
+class Filling:
+    """Applies batch behind batch to a generation; the next one is read while one is applied and written."""
+
+    def __init__(self, generation: Generation, storage: Storage) -> None:
+        assert generation.is_current, "states of another version of the fold are only read"
+        self._generation, self._storage = generation, storage
+        self._ahead: tuple[int, asyncio.Task[tuple[list[Tally], int]]] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._drop()
+
+    async def advance(self, done: int, upto: int) -> int:
+        """Apply one batch behind `done`, up to a position at or below the horizon; return where the
+        checkpoint stands, whoever moved it."""
+        tallies, reached = await self._batch(done, upto)
+        if reached < upto:
+            following = self._generation.batch(self._storage, reached, upto)
+            self._ahead = reached, asyncio.create_task(following)
+        async with self._storage.transaction() as transaction:
+            position = await self._generation.position_in(transaction, lock=True)
+            if position == done:
+                await self._generation.apply(transaction, tallies, reached)
+        return reached if position == done else position
+
+    async def _batch(self, done: int, upto: int) -> tuple[list[Tally], int]:
+        """What was read ahead, unless another process moved the checkpoint elsewhere."""
+        if self._ahead is not None and self._ahead[0] == done:
+            (_, ahead), self._ahead = self._ahead, None
+            return await ahead
+        await self._drop()
+        return await self._generation.batch(self._storage, done, upto)
+
+    async def _drop(self) -> None:
+        if self._ahead is not None:
+            (_, ahead), self._ahead = self._ahead, None
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)

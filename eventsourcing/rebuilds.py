@@ -20,7 +20,7 @@ from typing import Any
 from eventsourcing.canonical import decode, encode
 from eventsourcing.differences import Difference, compare, forget, rows_of
 from eventsourcing.errors import BusyError
-from eventsourcing.generations import BATCH, Generation
+from eventsourcing.generations import BATCH, Filling, Generation
 from eventsourcing.heartbeats import beating
 from eventsourcing.readmodels import READ_MODEL_ROWS, ReadModel
 from eventsourcing.storage.base import CHECKPOINTS, StateTransaction, Storage, purge_all
@@ -156,12 +156,13 @@ async def _fill(storage: Storage, model: ReadModel, generation: Generation, watc
     """Fold up to where the live generation stands, which is brought up to date where this code can; what
     is left at the end is small."""
     done = await generation.position(storage)
-    while (target := await model.catch_up(storage)) - done > 0 and not watch.stopped:
-        while done < target and not watch.stopped:
-            done = await generation.advance(storage, done, target)
-            await watch.look(done, target)
-        if await model.position(storage) - done < BATCH:
-            break
+    async with Filling(generation, storage) as filling:
+        while (target := await model.catch_up(storage)) - done > 0 and not watch.stopped:
+            while done < target and not watch.stopped:
+                done = await filling.advance(done, target)
+                await watch.look(done, target)
+            if await model.position(storage) - done < BATCH:
+                break
     return done
 
 

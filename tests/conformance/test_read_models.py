@@ -10,7 +10,7 @@ import pytest
 
 from eventsourcing import BaseEvent, CursorAheadError, EventStore, EventType, RecordedEvent, upcasting
 from eventsourcing import generations as module
-from eventsourcing.folds import DurableFold, State, fold_events
+from eventsourcing.folds import Counted, DurableFold, State, fold_events
 from eventsourcing.lag import lags
 from eventsourcing.readmodels import (
     EVENT_STATISTICS_MODEL,
@@ -139,6 +139,42 @@ async def test_callers_that_catch_up_together_count_everything_once(store: Event
     for model in READ_MODELS:
         await model.catch_up(store.storage)
         await right(store, model)
+
+
+class _Times:
+    """How many events each aggregate has: one applied twice shows."""
+
+    name, version = "times", 1
+    types: frozenset[str] | None = None
+    counted: Counted | None = None
+
+    def key(self, event: BaseEvent) -> str:
+        return event.aggregate_id
+
+    def initial(self) -> State:
+        return {"times": 0}
+
+    def apply(self, state: State, event: BaseEvent, times: int = 1) -> None:  # noqa: ARG002 - one is as good as another
+        state["times"] += times
+
+
+async def test_who_read_ahead_of_another_process_reads_again(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 3)
+    await store.append_events([draft(f"order-{n % 5}") for n in range(120)])
+    model = ReadModel(_Times())
+
+    async def now_and_then() -> None:
+        generation, done, horizon = model.first, 0, await store.horizon()
+        async with module.Filling(generation, store.storage) as filling:
+            while done < horizon:
+                done = await filling.advance(done, horizon)
+                await asyncio.sleep(random.Random(done).random() * 0.005)  # so that they overtake each other
+
+    await asyncio.gather(*(now_and_then() for _ in range(4)))
+    states = dict(await model.page(store.storage))
+    assert states == {f"order-{n}": {"times": 24} for n in range(5)}
 
 
 async def test_a_read_model_keeps_up_with_what_comes(store: EventStore) -> None:
