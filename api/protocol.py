@@ -44,16 +44,16 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._impatience is None:
             self._wait_for_headers()
 
+    def on_message_begin(self) -> None:
+        """The first byte of a request's head. Not before: a request that is read may be answered for long."""
+        self._in_head = True
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """The request begins."""
         self._in_head, self._head_bytes = False, 0
         self._be_patient()
         super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """The request is read; whatever comes now is the next one's head."""
-        self._in_head = True
-        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""
