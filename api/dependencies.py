@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Annotated
 
@@ -10,10 +11,13 @@ import orjson
 from fastapi import Depends, Request
 from fastapi.responses import Response
 
-from api.problems import POSITION_NOT_REACHED, ProblemError
+from api.launcher import Launcher
+from api.problems import POSITION_NOT_REACHED, UNAVAILABLE, ProblemError
 from eventsourcing import EventStore, RecordedEvent
 from eventsourcing.bootstrap import System
 from eventsourcing.personal import masked_fields
+
+log = logging.getLogger("esm.api.jobs")
 
 POSITION_WAIT_S = 5.0
 """How long a read waits for its `min_position`."""
@@ -29,12 +33,25 @@ async def _store(request: Request) -> EventStore:
     return store
 
 
+async def _launcher(request: Request) -> Launcher:
+    try:
+        launcher: Launcher = await request.app.state.launcher()
+    except Exception as error:
+        log.exception("no job can be started")
+        raise ProblemError(UNAVAILABLE, "Jobs cannot be started here.") from error
+    return launcher
+
+
 # FastAPI sends a dependency that is no coroutine to a thread, which costs more than the whole route.
 OpenSystem = Annotated[System, Depends(_system)]
 """The system that the service's lifespan opened."""
 
 OpenStore = Annotated[EventStore, Depends(_store)]
 """Its event store."""
+
+
+Jobs = Annotated[Launcher, Depends(_launcher)]
+"""The launcher, started. Raises a 503 problem when it cannot start; the next call tries again."""
 
 
 async def reach(store: EventStore, position: int | None) -> None:

@@ -17,8 +17,7 @@ from api.bulk import bulk
 from api.dependencies import OpenStore, event_json, json_response, reach
 from api.doors import open_doors
 from api.health import health_router
-from api.jobs import StartedOnDemand
-from api.launcher import Launcher, make_launcher
+from api.launcher import Launcher, StartedOnDemand, make_launcher
 from api.measured import metrics_router
 from api.migrations import migrations, pages
 from api.paging import next_link, page_of_events, page_of_states
@@ -151,7 +150,7 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_system(settings) as system:
             read_connections(system.settings)  # a wrong file is told now, not at the first migration
-            jobs = StartedOnDemand(launcher or make_launcher(system.settings))
+            jobs = StartedOnDemand(lambda: launcher or make_launcher(system.settings))
             app.state.system, app.state.launcher = system, jobs.started
             async with open_doors(app, system):
                 try:

@@ -31,30 +31,6 @@ OBEY_S = 3.0
 """How long a replay may take to stop of itself before its run is ended."""
 
 
-class StartedOnDemand:
-    """A launcher that starts with the first job, for a service that most of the time runs none."""
-
-    def __init__(self, launcher: Launcher) -> None:
-        self._launcher, self._lock, self._is_started = launcher, asyncio.Lock(), False
-
-    async def started(self) -> Launcher:
-        """The launcher, started. Raises a 503 problem when it cannot start; the next call tries again."""
-        async with self._lock:
-            if not self._is_started:
-                try:
-                    await self._launcher.start()
-                except Exception as error:
-                    log.exception("no job can be started")
-                    raise ProblemError(UNAVAILABLE, "Jobs cannot be started here.") from error
-                self._is_started = True
-        return self._launcher
-
-    async def stop(self) -> None:
-        """Stop what was started."""
-        if self._is_started:
-            await self._launcher.stop()
-
-
 SNAPSHOT, VALIDATION = ("snapshot", "create_snapshot"), ("validate_sequence", "validate_sequence")
 """The short jobs, each with the op that answers."""
 

@@ -3,7 +3,7 @@
 A lane's process starts with its first task and ends with its parent, however that ends. Killing it
 breaks this lane only. Between runs it ignores SIGINT; during a run Dagster takes it as the wish to end.
 
-Beside `launcher.py` the only place that uses Dagster's private modules; the version is pinned.
+Beside `embedded_launcher.py` the only place that uses Dagster's private modules; the version is pinned.
 """
 
 from __future__ import annotations

@@ -6,12 +6,11 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import orjson
-from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from api.access import CurrentCaller, Scope, needs
-from api.dependencies import OpenStore, OpenSystem, json_response
-from api.launcher import Launcher
+from api.dependencies import Jobs, OpenStore, OpenSystem, json_response
 from api.migration_jobs import (
     cancel_migration,
     finished_migration,
@@ -44,14 +43,6 @@ JOB = problems(400, 404, 406, 409, 413, 415, 422, 503)
 
 migrations = APIRouter(route_class=JsonRoute, tags=["migrations"])
 pages = APIRouter(route_class=HtmlRoute, tags=["migrations"])
-
-
-async def _launcher(request: Request) -> Launcher:
-    launcher: Launcher = await request.app.state.launcher()
-    return launcher
-
-
-Jobs = Annotated[Launcher, Depends(_launcher)]
 
 
 @migrations.post(

@@ -14,7 +14,8 @@ from typing import Any
 import httpx2
 from dagster import DagsterInstance
 
-from api.launcher import REPOSITORY, SHORT_JOBS, EmbeddedLauncher, LaunchError
+from api.embedded_launcher import REPOSITORY, SHORT_JOBS, EmbeddedLauncher
+from api.launcher import LaunchError
 from eventsourcing.canonical import decode, encode
 from eventsourcing.config import Settings
 from resources.dagster_home import LOCATION

@@ -10,10 +10,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from api.access import CurrentCaller, Scope, needs
-from api.dependencies import OpenStore, json_response
+from api.dependencies import Jobs, OpenStore, json_response
 from api.idempotency import DoneOnce
 from api.jobs import submit
-from api.launcher import Launcher
 from api.paging import cursor_after, key_before, next_link
 from api.problems import CONFLICT, ProblemError
 from api.requests import JsonRoute
@@ -26,11 +25,6 @@ READ = problems(404, 406, 422, 503)
 CHANGE = problems(400, 404, 406, 409, 413, 415, 422, 503)
 
 read_models = APIRouter(route_class=JsonRoute, tags=["operations"])
-
-
-async def _launcher(request: Request) -> Launcher:
-    launcher: Launcher = await request.app.state.launcher()
-    return launcher
 
 
 def _model(name: PathId) -> ReadModel:
@@ -90,7 +84,7 @@ async def list_differences(
 )
 async def rebuild_read_model(
     store: OpenStore,
-    jobs: Annotated[Launcher, Depends(_launcher)],
+    jobs: Jobs,
     model: Model,
     once: DoneOnce,
     body: RebuildBody | None = None,

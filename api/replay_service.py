@@ -16,7 +16,7 @@ from fastapi.responses import Response
 
 from api.access import Caller, CurrentCaller, Scope, needs
 from api.application import new_application
-from api.dependencies import OpenStore, json_response
+from api.dependencies import Jobs, OpenStore, json_response
 from api.doors import open_doors, still_admitted
 from api.feed import LiveFeed
 from api.health import health_router
@@ -33,7 +33,7 @@ from api.jobs import (
 from api.jobs import (
     resume_replay as resumed,
 )
-from api.launcher import Launcher, make_launcher
+from api.launcher import Launcher, StartedOnDemand, make_launcher
 from api.measured import metrics_router
 from api.paging import cursor_after, key_before, next_link
 from api.problems import NOT_FOUND, ProblemError, invalid_field
@@ -65,17 +65,9 @@ aggregates = APIRouter(route_class=JsonRoute, tags=["aggregates"])
 streams = APIRouter(route_class=StreamRoute, tags=["events"])
 
 
-async def _launcher(request: Request) -> Launcher:
-    launcher: Launcher = request.app.state.launcher
-    return launcher
-
-
 async def _feed(request: Request) -> LiveFeed:
     feed: LiveFeed = request.app.state.feed
     return feed
-
-
-Jobs = Annotated[Launcher, Depends(_launcher)]
 
 
 @replays.post(
@@ -243,13 +235,15 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_system(settings) as system:
-            jobs = launcher or make_launcher(system.settings)
-            app.state.system, app.state.launcher = system, jobs
+            jobs = StartedOnDemand(
+                lambda: launcher or make_launcher(system.settings),
+                then=partial(settle_replays, system.store),
+            )
+            app.state.system, app.state.launcher = system, jobs.started
             app.state.feed = LiveFeed(system.store, event_frame)
             async with open_doors(app, system):
                 try:
-                    await jobs.start()
-                    await settle_replays(system.store, jobs)
+                    jobs.start_ahead()
                     yield
                 finally:
                     await jobs.stop()

@@ -18,7 +18,7 @@ from api.cli.demo_acts import Stage
 from api.cli.demo_data import DemoData, prepare_demo
 from api.cli.demo_watch import Watch
 from api.cli.screen import console, pairs
-from api.launcher import EmbeddedLauncher
+from api.embedded_launcher import EmbeddedLauncher
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from eventsourcing.storage.embedded import EmbeddedPostgres

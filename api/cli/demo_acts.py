@@ -19,7 +19,7 @@ from api.cli.demo_traps import traps
 from api.cli.demo_watch import Watch
 from api.cli.migrate_screen import accounting, difference_table
 from api.cli.screen import console, pairs, table
-from api.launcher import EmbeddedLauncher
+from api.embedded_launcher import EmbeddedLauncher
 from eventsourcing.bootstrap import System
 from eventsourcing.catalogue import MIGRATION_SEQUENCE
 from eventsourcing.errors import UnavailableError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 
-from api.launcher import EmbeddedLauncher
+from api.embedded_launcher import EmbeddedLauncher
 from api.replay_service import create_app
 from eventsourcing import EventStore, Settings
 from eventsourcing.testing import a_migration

@@ -18,8 +18,9 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from api.embedded_launcher import EmbeddedLauncher
 from api.jobs import settle_replays
-from api.launcher import EmbeddedLauncher, LaunchError
+from api.launcher import LaunchError
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from eventsourcing.replays import ReplayJournal, ReplayRequest
@@ -195,7 +196,7 @@ async def test_lanes_end_with_a_server_that_is_killed(settings: Settings) -> Non
 
 _SERVER = """
 import asyncio, json, sys
-from api.launcher import EmbeddedLauncher
+from api.embedded_launcher import EmbeddedLauncher
 from eventsourcing.config import Settings
 
 async def serve():
