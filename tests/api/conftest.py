@@ -21,6 +21,8 @@ from fastapi import FastAPI
 from api import event_service, replay_service
 from api.jobs import RESULTS
 from eventsourcing import EventSourcingError, EventStore, NotFoundError, Settings
+from eventsourcing.process_checks import check_process
+from eventsourcing.process_models import process_model
 from eventsourcing.readmodels import read_model
 from eventsourcing.rebuilds import rebuild
 from eventsourcing.replay import EventReplay, require_events
@@ -75,6 +77,10 @@ class InlineLauncher:
         try:
             if op == "create_snapshot":
                 value = await replay.create_snapshot(config["aggregate_id"], config.get("up_to_version"))
+            elif config.get("model") is not None:
+                value = await check_process(
+                    self.store, process_model(config["model"]), config["aggregate_id"]
+                )
             else:
                 await require_events(self.store, config["aggregate_id"])
                 value = await replay.validate_event_sequence(

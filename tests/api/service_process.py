@@ -1,4 +1,4 @@
-"""The Event Service as a process of its own, for tests that send it what no client library would."""
+"""A service as a process of its own, for tests that send it what no client library would."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class ServiceProcess:
     database_url: str
     port: int = field(default_factory=free_port)
     settings: dict[str, str] = field(default_factory=dict)
+    module: str = "api.event_service"
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -39,13 +40,12 @@ class ServiceProcess:
             **os.environ,
             "DATABASE_URL": self.database_url,
             "ESM_EVENT_SERVICE_PORT": str(self.port),
+            "ESM_REPLAY_SERVICE_PORT": str(self.port),
             "ESM_RATE_LIMIT": "0",
             "LOG_LEVEL": "ERROR",
             **self.settings,
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "api.event_service"], env=environment, cwd=ROOT
-        )
+        self._process = subprocess.Popen([sys.executable, "-m", self.module], env=environment, cwd=ROOT)
         while time.monotonic() - began < 60:
             assert self._process.poll() is None, "the service ended"
             with suppress(httpx2.HTTPError):
@@ -79,9 +79,11 @@ class ServiceProcess:
 
 
 @contextmanager
-def running(database_url: str, **settings: str) -> Iterator[ServiceProcess]:
+def running(
+    database_url: str, *, module: str = "api.event_service", **settings: str
+) -> Iterator[ServiceProcess]:
     """A service that is ready, until the end."""
-    service = ServiceProcess(database_url, settings=settings)
+    service = ServiceProcess(database_url, settings=settings, module=module)
     try:
         service.start()
         yield service

@@ -2,67 +2,42 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.api.conftest import ROOT
+from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
+from tests.api.document import hold_against_document
 from tests.api.service_process import running
+from tests.benchmarks.measure import plain_url
 
-CHECKS = (
-    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
-    "response_headers_conformance,negative_data_rejection"
-)
-
-
-def hold_against_document(url: str, directory: Path, *, examples: int) -> None:
-    """Require that nothing schemathesis sends gets a 5xx, an undocumented status or another content type."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "schemathesis.cli",
-            "run",
-            f"{url}/openapi.json",
-            "--phases=examples,coverage,fuzzing,stateful",
-            f"--checks={CHECKS}",
-            f"--max-examples={examples}",
-            "--exclude-path-regex=/migrations$|quarantine/retry|/resume|/verify|/rollback",
-            "--workers=2",
-            "--seed=7",
-            "--request-timeout=60",
-            "--generation-database=none",
-            "--no-color",
-            "--warnings=off",
-            "--max-failures=5",
-            "--continue-on-failure",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.api.schemathesis_hooks"},
-    )
-    print(done.stdout[-6000:])  # noqa: T201 - the report, with `pytest -s` and in a failure
-    assert done.returncode == 0, done.stderr[-2000:]
+FORMS = [
+    pytest.param(120, id="short", marks=pytest.mark.timeout(300)),
+    pytest.param(2000, id="long", marks=[pytest.mark.chaos, pytest.mark.timeout(3600)]),
+]
 
 
-@pytest.mark.timeout(300)
-def test_the_event_service_keeps_to_its_document(new_database: Callable[[], str], tmp_path: Path) -> None:
-    with running(new_database()) as service:
-        hold_against_document(service.url, tmp_path, examples=4)
-        assert service.is_up()
-
-
-@pytest.mark.chaos
-@pytest.mark.timeout(5400)
-def test_the_event_service_keeps_to_its_document_for_long(
-    new_database: Callable[[], str], tmp_path: Path
+@pytest.mark.parametrize("examples", FORMS)
+def test_the_event_service_keeps_to_its_document(
+    new_database: Callable[[], str], tmp_path: Path, examples: int
 ) -> None:
-    with running(new_database()) as service:
-        hold_against_document(service.url, tmp_path, examples=2000)
+    """Its jobs are real ones, in Dagster: migrations of a small panel, and rebuilds."""
+    settings = connections(tmp_path, target=new_database())
+    with running(new_database(), **settings) as service:
+        hold_against_document(service.url, tmp_path, examples=examples)
         assert service.is_up()
+
+
+def connections(folder: Path, *, target: str) -> dict[str, str]:
+    """The settings of a service that can migrate `panel.db` by the mapping `panel` to `successor`."""
+    for name in ("sources", "mappings"):
+        (folder / name).mkdir()
+    generate_legacy_panel(folder / "sources" / "panel.db", users=20, admins=2)
+    (folder / "mappings" / "panel.yaml").write_text(mapping_path().read_text("utf-8"), "utf-8")
+    named = plain_url(target).replace("postgresql:", "postgresql+psycopg2:")
+    create_target_schema(named)
+    places = folder / "connections.yaml"
+    places.write_text(yaml.safe_dump({"targets": {"successor": named}}), "utf-8")
+    return {"ESM_DATA_DIR": str(folder), "ESM_CONNECTIONS_FILE": str(places)}
