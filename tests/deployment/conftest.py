@@ -47,7 +47,7 @@ def place() -> Iterator[Path]:
         yield directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def deployment() -> Iterator[Deployment]:
     """Everything that `docker compose up` would start, healthy."""
     compose = load_compose(ROOT / "docker-compose.yml")
