@@ -32,7 +32,7 @@ check: .venv/.ready ## Format, lint, types, import direction and shape, in under
 	@$(BIN)/pytest -q -p no:randomly tests/test_tidy.py
 
 test: .venv/.ready ## Run every test that can run here; REQUIRE_BACKENDS=all turns a skip into a failure
-	@$(BIN)/pytest -n 2 --dist loadgroup -m "not chaos"
+	@$(BIN)/pytest -n 2 --dist loadfile -m "not chaos"
 
 bench: .venv/.ready ## Measure against a baseline of the same run
 	@$(BIN)/python -m tests.benchmarks

@@ -46,14 +46,6 @@ def pytest_configure() -> None:
             del os.environ[name]  # a developer's settings must not reach the tests
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file stay in one process, for its fixtures; so do all of Kafka, for its one broker."""
-    for item in items:
-        folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group(str(folder if folder.name == "kafka" else item.path)))
-
-
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:
     """One PostgreSQL server for the whole session, removed at its end."""
