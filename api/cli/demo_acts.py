@@ -28,6 +28,7 @@ from eventsourcing.quarantine import quarantined
 from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import MIGRATION_STATISTICS_MODEL, READ_MODELS
 from eventsourcing.replays import ReplayJournal, ReplayRequest
+from pipelines.migration.legacy_panel import TARGET_TABLES
 from pipelines.migration.report_page import verdict
 from resources.migration_journal import MigrationJournal
 from resources.results import JobResults
@@ -223,7 +224,7 @@ class Stage:
         with engine.connect() as connection:
             return {
                 name: int(connection.scalar(text(f"SELECT count(*) FROM {name}")) or 0)  # noqa: S608 - ours
-                for name in ("admins", "users", "proxies")
+                for name in TARGET_TABLES
             }
 
     async def _ask(self, job: str, op: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from api.cli.demo_data import DemoData
+from pipelines.migration.legacy_panel import TARGET_TABLES
 
 _SPELLING = {"VMESS": "VMess", "VLESS": "VLESS", "TROJAN": "Trojan", "SHADOWSOCKS": "Shadowsocks"}
 Trap = tuple[str, Any, Any]
@@ -40,6 +41,8 @@ def traps(data: DemoData, now: datetime) -> list[Trap]:
         ("admins keep their password hash", *_hashes(source, target)),
         ("users keep their admin under his new number", *_owners(source, target, pairs)),
         ("no name twice, whatever its case", 0, _shared_names(arrived)),
+        ("usage before the last reset is kept, once", *_usage(pairs, target)),
+        ("old subscription links lead to their user", *_links(pairs, target)),
         ("removed users stay behind", 0, sum(old["removed"] for old, _ in pairs)),
     ]
 
@@ -58,7 +61,7 @@ def _target(data: DemoData) -> dict[str, list[Row]]:
     with engine.connect() as connection:
         return {
             name: [dict(row._mapping) for row in connection.execute(text(f"SELECT * FROM {name}"))]  # noqa: S608 - ours
-            for name in ("users", "admins", "proxies")
+            for name in TARGET_TABLES
         }
 
 
@@ -77,7 +80,30 @@ def _protocols(pairs: list[tuple[Row, Row]], target: dict[str, list[Row]]) -> tu
         (new["id"], _SPELLING[name]) for old, new in pairs for name in old["protocols"].split(",") if name
     )
     found = Counter((row["user_id"], row["type"]) for row in target["proxies"])
-    return expected.total(), (expected & found).total() - (found - expected).total()
+    return expected.total(), _kept(expected, found)
+
+
+def _usage(pairs: list[tuple[Row, Row]], target: dict[str, list[Row]]) -> tuple[int, int]:
+    """How many users' counters were reset, and how many have one log row that makes up their lifetime."""
+    reset = {
+        new["id"]: old["lifetime_used_traffic"] - new["used_traffic"]
+        for old, new in pairs
+        if old["lifetime_used_traffic"] > new["used_traffic"]
+    }
+    found = Counter((row["user_id"], row["used_traffic_at_reset"]) for row in target["user_usage_logs"])
+    return len(reset), _kept(Counter(reset.items()), found)
+
+
+def _links(pairs: list[tuple[Row, Row]], target: dict[str, list[Row]]) -> tuple[int, int]:
+    """How many users have a link in the old panel, and how many such links lead to them."""
+    expected = Counter((new["id"], f"/sub/{old['username']}/{old['key']}") for old, new in pairs)
+    found = Counter((row["user_id"], row["path"]) for row in target["subscription_redirects"])
+    return len(pairs), _kept(expected, found)
+
+
+def _kept(expected: Counter[tuple[Any, Any]], found: Counter[tuple[Any, Any]]) -> int:
+    """How many rows are as expected; one that nobody expected counts against them."""
+    return (expected & found).total() - (found - expected).total()
 
 
 def _statuses(pairs: list[tuple[Row, Row]], now: datetime) -> tuple[int, int]:

@@ -8,7 +8,7 @@ constraints refuse - an event stored before, a version that must hold - is left 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from io import BytesIO
 
@@ -27,6 +27,7 @@ _HEADS = {"aggregate_id": pl.String, "head": pl.Int32}
 NO_HEADS = pl.DataFrame(schema=_HEADS)
 """No stream looked up: all are new."""
 
+_PIECE_BYTES = 1 << 19
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -73,7 +74,7 @@ class FrameCopier:
             rows = await asyncio.to_thread(placed, text, heads, positions, moment)
             if rows is None:
                 return None, False
-            source = await asyncio.to_thread(written, rows)
+            source = pieces(await asyncio.to_thread(written, rows))
             await connection.copy_to_table("events", source=source, columns=rows.columns, format="text")
         return ChunkReceipt(text.height, 0, positions[0], positions[-1]), not any(opened["versions"])
 
@@ -116,3 +117,14 @@ def written(rows: pl.DataFrame) -> BytesIO:
     rows.write_csv(text, include_header=False, separator="\t", quote_style="never", null_value="\\N")
     text.seek(0)
     return text
+
+
+async def pieces(text: BytesIO) -> AsyncIterator[memoryview]:
+    """The text a piece at a time, for a COPY.
+
+    Given a file, asyncpg makes a class to read it, and a class is a cycle: each file of some megabytes
+    stayed until Python's collector came by, a kilobyte for every event.
+    """
+    content = text.getbuffer()
+    for start in range(0, len(content), _PIECE_BYTES):
+        yield content[start : start + _PIECE_BYTES]

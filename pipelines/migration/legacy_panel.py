@@ -135,7 +135,7 @@ def _user(chance: random.Random, number: int, admins: int) -> Row:
         "activated": activated,
         "removed": False,
         "used_traffic": used,
-        "lifetime_used_traffic": used + chance.randrange(2**40),
+        "lifetime_used_traffic": used + chance.randrange(2**40) * (number % 10 > 0),  # a tenth never reset
         "data_limit": limit,
         "data_limit_reset_strategy": chance.choice(["no_reset", "day", "week", "month", "year"]),
         "expire_strategy": strategy,
@@ -228,6 +228,21 @@ def _target_tables() -> sa.MetaData:
         ),
         sa.Column("settings", sa.JSON, nullable=False),
     )
+    sa.Table(
+        "user_usage_logs",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("user_id", sa.ForeignKey("users.id"), nullable=False, index=True),
+        sa.Column("used_traffic_at_reset", sa.BigInteger, nullable=False),
+        sa.Column("reset_at", moment, nullable=False),
+    )
+    sa.Table(
+        "subscription_redirects",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("user_id", sa.ForeignKey("users.id"), nullable=False, index=True),
+        sa.Column("path", sa.String(128), nullable=False, unique=True),
+    )
     return metadata
 
 
@@ -259,3 +274,7 @@ def _users_table(metadata: sa.MetaData) -> None:
         sa.Column("auto_delete_in_days", sa.Integer),
         sa.Column("last_status_change", moment),
     )
+
+
+TARGET_TABLES = (*_target_tables().tables,)
+"""The successor's tables, parents before children."""

@@ -1,4 +1,4 @@
-"""What the legacy panel computes and its successor stores: status, expiry, derived credentials."""
+"""What the legacy panel computes and its successor stores: status, expiry, credentials, usage, old links."""
 
 from __future__ import annotations
 
@@ -76,6 +76,31 @@ def derived_credentials(frame: pl.DataFrame, settings: Settings) -> pl.DataFrame
     types = made["protocols"].replace_strict(_PROTOCOLS, default=None, return_dtype=pl.String)
     settings_json = [_settings(kind, digits) for kind, digits in zip(types, made["digits"], strict=True)]
     return made.select("_record", types.alias("type"), pl.Series("settings", settings_json, dtype=pl.String))
+
+
+@register_child_function("usage_before_reset")
+def usage_before_reset(frame: pl.DataFrame, _: Settings) -> pl.DataFrame:
+    """One log row for what a user had used before his counter was last reset, where that is anything.
+
+    Sources: lifetime_used_traffic, used_traffic, online_at, created_at (naive UTC). The panel keeps no
+    moment of its resets; the row has the last one that it knows of the user, never one of the run.
+    """
+    before = pl.col("lifetime_used_traffic") - pl.col("used_traffic")
+    known = pl.coalesce("online_at", "created_at").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    made = frame.select(
+        "_record", before.cast(pl.Int64).alias("used_traffic_at_reset"), known.alias("reset_at")
+    )
+    return made.filter(pl.col("used_traffic_at_reset") > 0)
+
+
+@register_child_function("subscription_path")
+def subscription_path(frame: pl.DataFrame, _: Settings) -> pl.DataFrame:
+    """The path at which a client still asks for his subscription, for whoever redirects it.
+
+    Sources: username and key, both as the panel has them. The path admits whoever knows it: a secret.
+    """
+    path = pl.concat_str(pl.lit("/sub/"), "username", pl.lit("/"), "key").alias("path")
+    return frame.select("_record", path).filter(pl.col("path").is_not_null())
 
 
 @register_invariant(

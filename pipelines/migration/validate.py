@@ -22,7 +22,7 @@ from pipelines.migration.errors import ThresholdExceededError
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.plan import Check, EntityPlan
 from pipelines.migration.rules import broken_mask, rule_message
-from pipelines.migration.schema import Unique
+from pipelines.migration.uniqueness import Distinct, shared
 from pipelines.migration.worktables import id_map
 
 _SAMPLES = 20
@@ -86,7 +86,6 @@ class _Judgement:
     entity: EntityPlan
     parents: Parents
     found: list[pl.DataFrame] = field(default_factory=list)
-    accepted: list[pl.DataFrame] = field(default_factory=list)
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -94,17 +93,27 @@ class _Judgement:
 
     def judge(self) -> None:
         """Find all violations: row by row, then across rows."""
-        compared = sorted({name for unique in self.entity.unique for name in unique.columns})
+        distinct = [*map(Distinct.under, self.entity.unique)]
+        distinct.append(Distinct(self.entity.mapping.key, [pl.col("_key")]))
         for place, chunk in enumerate(self.chunks):
+            self.run.refuse_when_stopped()
             frame = self._with_references(self.run.read(chunk))
             checks = [*self._row_checks(frame), *self._reference_checks(), *self._own_checks()]
             violations = _long_form(frame, checks)
             violations = pl.concat([violations, *self._child_violations(place, frame)])
             self.found.append(violations)
-            good = frame.join(violations.select("_key"), on="_key", how="anti")
-            values = [pl.col(f"t:{name}") for name in compared]
-            self.accepted.append(good.select("_key", *values, pl.lit(place).alias("_place")))
-        self._judge_across()
+            accepted = _without(frame, violations)
+            for one in distinct:
+                one.add(accepted)
+        for one, rows in zip(distinct, shared(distinct, self._accepted()), strict=True):
+            for violations in _by_chunk(rows, one.column):
+                place = violations.item(0, "_place")
+                self.found[place] = pl.concat([self.found[place], violations.select(*_VIOLATIONS)])
+
+    def _accepted(self) -> Iterator[pl.DataFrame]:
+        """The records of each chunk in which nothing is wrong by themselves."""
+        for chunk, violations in zip(self.chunks, [*self.found], strict=True):
+            yield _without(self._with_references(self.run.read(chunk)), violations)
 
     def stage_valid(self) -> dict[str, int]:
         """Write the valid records, their children and the quarantine of each chunk."""
@@ -122,7 +131,7 @@ class _Judgement:
                 run.link("valid", name, chunk)
             if is_parent or children or not same:
                 frame = self._with_references(run.read(chunk))
-                valid = frame.join(violations.select("_key"), on="_key", how="anti", maintain_order="left")
+                valid = _without(frame, violations)
                 rows = valid.height
                 if not same:
                     run.write("valid", name, chunk.number, valid.drop(_INNER))
@@ -241,18 +250,6 @@ class _Judgement:
             checks = [("validate", check) for check in child.target_checks(made.columns)]
             yield _long_form(keyed, checks).unique(maintain_order=True)
 
-    def _judge_across(self) -> None:
-        if not self.accepted:
-            return
-        rows = pl.concat(self.accepted)
-        checks = [(_shared(unique), unique.columns) for unique in self.entity.unique]
-        checks.append((pl.col("_key").is_duplicated(), ("_key",)))
-        for broken, columns in checks:
-            column = self.entity.mapping.key if columns == ("_key",) else ", ".join(columns)
-            check = Check("unique", column, rule_message("unique", None), broken.fill_null(value=False))
-            for number, violations in enumerate(_by_chunk(rows, check, len(self.found))):
-                self.found[number] = pl.concat([self.found[number], violations])
-
     def _stage_children(self, place: int, valid: pl.DataFrame, next_key: dict[str, int]) -> None:
         for name in self.entity.children:
             chunk = self.run.staged("transform", f"{self.entity.name}.{name}")[place]
@@ -268,12 +265,8 @@ class _Judgement:
             next_key[name] += kept.height
 
 
-def _shared(unique: Unique) -> pl.Expr:
-    """True where the values, none of them null, stand in more than one row."""
-    values = [pl.col(f"t:{name}") for name in unique.columns]
-    compared = [value.str.to_lowercase() for value in values] if unique.folds_case else values
-    together = compared[0] if len(compared) == 1 else pl.struct(compared)
-    return together.is_duplicated() & pl.all_horizontal(value.is_not_null() for value in values)
+def _without(frame: pl.DataFrame, violations: pl.DataFrame) -> pl.DataFrame:
+    return frame.join(violations.select("_key"), on="_key", how="anti", maintain_order="left")
 
 
 def _long_form(frame: pl.DataFrame, checks: list[tuple[str, Check]]) -> pl.DataFrame:
@@ -289,8 +282,8 @@ def _long_form(frame: pl.DataFrame, checks: list[tuple[str, Check]]) -> pl.DataF
     return pl.concat(found)
 
 
-def _by_chunk(rows: pl.DataFrame, check: Check, chunks: int) -> Iterator[pl.DataFrame]:
-    broken = rows.filter(check.broken).select("_key", "_place", pl.lit(value=True).alias("_broken"))
-    always = Check(check.rule, check.column, check.message, pl.col("_broken"))
-    for number in range(chunks):
-        yield _long_form(broken.filter(pl.col("_place") == number), [("validate", always)])
+def _by_chunk(rows: pl.DataFrame, column: str) -> list[pl.DataFrame]:
+    """The violations of records that share what must be distinct, a frame for each chunk that has some."""
+    texts = {"stage": "validate", "rule": "unique", "column": column, "message": rule_message("unique", None)}
+    told = rows.with_columns(pl.lit(text).alias(name) for name, text in texts.items())
+    return told.partition_by("_place", maintain_order=True) if told.height else []

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from eventsourcing import EventQuery, EventStore
 from eventsourcing.events import RecordedEvent
 from pipelines.migration import Mapping, Migration, Progress, StageOutcome, parse_mapping
-from pipelines.migration.legacy_panel import mapping_path
+from pipelines.migration.legacy_panel import TARGET_TABLES, mapping_path
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Column
 from pipelines.migration.target import open_target
@@ -82,16 +82,15 @@ class Lab:
 
     def contents(self) -> dict[str, tuple[pl.DataFrame, list[Column]]]:
         """Each table's rows in key order, and its columns."""
-        names = ("admins", "users", "proxies")
         target = open_target(self.target_url)
-        tables = target.tables({*names})
+        tables = target.tables({*TARGET_TABLES})
         with target.transaction() as transaction:
             found = {
                 name: (
                     transaction.read(tables[name], [*tables[name].columns], after=None, limit=10**6),
                     [*tables[name].columns.values()],
                 )
-                for name in names
+                for name in TARGET_TABLES
             }
         target.close()
         return found

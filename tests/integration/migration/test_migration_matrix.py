@@ -22,7 +22,12 @@ from pipelines.migration.legacy_panel import create_target_schema, generate_lega
 from pipelines.migration.masking import Masker
 from tests.integration.migration.lab import Lab, all_events, small_chunks
 
-SECRET = {"admins": "hashed_password", "proxies": "settings"}
+CHILDREN = {
+    "proxies": ("proxies", "settings"),
+    "usage_logs": ("user_usage_logs", None),
+    "redirects": ("subscription_redirects", "path"),
+}
+"""Each kind of a user's children: its table, and the column that events do not show."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ async def test_every_source_into_every_target(
     async with EventStore(use_memory=True) as store:
         undone = await run.lab.migration(store).rollback("the matrix is done")
     assert undone.facts["residual_diff"] == 0
-    assert [run.lab.rows(table) for table in ("admins", "users", "proxies")] == [0, 0, 0]
+    assert {table: rows.height for table, (rows, _) in run.lab.contents().items() if rows.height} == {}
 
 
 def state_of(events: list[RecordedEvent]) -> dict[str, dict[str, Any]]:
@@ -125,17 +130,17 @@ def state_of(events: list[RecordedEvent]) -> dict[str, dict[str, Any]]:
 def state_in(lab: Lab) -> dict[str, dict[str, Any]]:
     """The records as the target holds them, in the columns that the mapping fills, secrets masked."""
     contents, masker = lab.contents(), Masker("a configured secret", "migration-1")
-    proxies: dict[int, list[dict[str, Any]]] = {}
-    for row in rows_of(contents["proxies"][0], masker, "settings"):
-        proxies.setdefault(row.pop("user_id"), []).append({key: row[key] for key in ("settings", "type")})
+    families: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    for name, (table, secret) in CHILDREN.items():
+        for row in rows_of(contents[table][0], masker, secret):
+            family = families.setdefault(row.pop("user_id"), {child: [] for child in CHILDREN})
+            family[name].append({key: value for key, value in row.items() if key != "id"})
     state = {}
     for name, kind, secret in (("admins", "admin", "hashed_password"), ("users", "user", None)):
         written = {"id", *lab.mapping.entities[name].fields}
         for row in rows_of(contents[name][0], masker, secret):
             kept = {key: value for key, value in row.items() if key in written}
-            state[f"{kind}-{row['id']}"] = kept | (
-                {"proxies": proxies.get(row["id"], [])} if kind == "user" else {}
-            )
+            state[f"{kind}-{row['id']}"] = kept | (families[row["id"]] if kind == "user" else {})
     return state
 
 

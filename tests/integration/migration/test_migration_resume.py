@@ -162,7 +162,7 @@ async def test_kill_9_of_a_loading_and_of_an_undoing_process(
         undone = await lab.migration(store).rollback("another reason, which comes too late")
         initiated, completed = await store.get_events("migration-1:rollback-1")
         stats = await store.get_event_stats()
-    assert lab.rows("users") == lab.rows("admins") == lab.rows("proxies") == 0
+    assert {table: rows.height for table, (rows, _) in lab.contents().items() if rows.height} == {}
     assert undone.facts["residual_diff"] == 0
     assert initiated.data["reason"] == "again"
     assert completed.data["success"]

@@ -7,6 +7,7 @@ import pytest
 from eventsourcing import EventStore
 from eventsourcing.events import EventType
 from pipelines.migration import MigrationError, Progress
+from pipelines.migration.legacy_panel import TARGET_TABLES
 from tests.integration.migration.lab import Lab, all_events
 
 
@@ -52,14 +53,15 @@ async def test_what_others_changed_or_refer_to_is_left_alone(lab: Lab) -> None:
         lab.execute(f"UPDATE users SET sub_last_user_agent = 'a client' WHERE id = {changed}")
         lab.execute(f"UPDATE users SET note = 'of my own' WHERE id = {owned}")
         lab.execute(f"INSERT INTO proxies (user_id, type, settings) VALUES ({fostered}, 'VMess', '{{}}')")
-        lab.execute(f"DELETE FROM proxies WHERE user_id = {deleted}")
+        for table in TARGET_TABLES[2:]:
+            lab.execute(f"DELETE FROM {table} WHERE user_id = {deleted}")
         lab.execute(f"DELETE FROM users WHERE id = {deleted}")
         first = (await migration.rollback("with conflicts")).facts
         left = [key for (key,) in lab.execute("SELECT id FROM users ORDER BY id")]
         admins = [key for (key,) in lab.execute("SELECT id FROM admins")]
         completed = (await store.get_events("migration-1:rollback-1"))[-1]
-        lab.execute("DELETE FROM proxies")
-        lab.execute("DELETE FROM users")
+        for table in (*TARGET_TABLES[2:], "users"):
+            lab.execute(f"DELETE FROM {table}")
         second = (await migration.rollback("the rest")).facts
     reasons = {(item["entity"], item["key"]): item["reason"] for item in first["conflicting"]}
     assert reasons[("users", str(changed))] == f"users {changed} was changed by others"

@@ -76,6 +76,25 @@ def test_the_target_holds_what_the_source_meant(finished: Finished, panel: Panel
         assert (owner, note) == people[key]
 
 
+def test_usage_before_a_reset_and_old_links_arrive_with_their_users(finished: Finished, panel: Panel) -> None:
+    """The rows hold nothing of the run itself: a run killed and resumed must come to the same bytes."""
+    with closing(sqlite3.connect(panel.path)) as source:
+        people = {
+            key: (life - used, f"{seen}+00:00", f"/sub/{name}/{path}")
+            for key, life, used, seen, name, path in source.execute(
+                "SELECT id, lifetime_used_traffic, used_traffic, coalesce(online_at, created_at), username,"
+                " key FROM users WHERE typeof(used_traffic) = 'integer'"
+            )
+        }
+    arrived = [key for (key,) in finished.lab.execute("SELECT id FROM users")]
+    logs = finished.lab.execute("SELECT user_id, used_traffic_at_reset, reset_at FROM user_usage_logs")
+    told = sorted((key, used, moment.isoformat(" ", "microseconds")) for key, used, moment in logs)
+    assert told == sorted((key, *people[key][:2]) for key in arrived if people[key][0] > 0)
+    assert 0 < len(told) < len(arrived), "some were never reset"
+    links = finished.lab.execute("SELECT user_id, path FROM subscription_redirects")
+    assert sorted(links) == sorted((key, people[key][2]) for key in arrived)
+
+
 def test_the_keys_go_on_where_the_migrated_ones_end(finished: Finished) -> None:
     [(highest,)] = finished.lab.execute("SELECT max(id) FROM users")
     [(drawn,)] = finished.lab.execute("SELECT nextval('users_id_seq')")
