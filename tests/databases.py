@@ -12,7 +12,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from eventsourcing.storage.schema import upgrade
+from eventsourcing.storage.upgrades import upgrade
 
 DISCONNECT_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity

@@ -15,7 +15,7 @@ from eventsourcing.config import Settings
 from eventsourcing.errors import ConfigurationError
 from eventsourcing.storage.embedded import EVENT_DATABASE, EmbeddedPostgres
 from eventsourcing.storage.rebase import rebase
-from eventsourcing.storage.schema import grant_rights, upgrade
+from eventsourcing.storage.upgrades import grant_rights, upgrade
 from resources.logins import admit
 
 app = typer.Typer(no_args_is_help=True, help="The event database.")

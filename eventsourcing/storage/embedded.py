@@ -23,7 +23,7 @@ from sqlalchemy.pool import NullPool
 
 from eventsourcing.errors import ConfigurationError, UnavailableError
 from eventsourcing.storage.postgres import PostgresStorage
-from eventsourcing.storage.schema import newest_version, schema_version, upgrade
+from eventsourcing.storage.schema import newest_version, schema_version
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # without a runtime directory it says that it uses the temporary one
@@ -186,6 +186,8 @@ class EmbeddedStorage(PostgresStorage):
             self._url = await asyncio.to_thread(self._started_url)
             current = await schema_version(self._url)
             if current is not None and current < newest_version():
+                from eventsourcing.storage.upgrades import upgrade  # loads Alembic
+
                 await upgrade(self._url)
         await super().open()
 

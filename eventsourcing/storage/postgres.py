@@ -45,7 +45,7 @@ from eventsourcing.storage.postgres_pool import ConnectionPool, dsn
 from eventsourcing.storage.postgres_rows import in_utc, recorded_events
 from eventsourcing.storage.postgres_states import PostgresTransaction
 from eventsourcing.storage.postgres_tallies import count_in_database
-from eventsourcing.storage.schema import upgrade_if_empty
+from eventsourcing.storage.schema import require_schema
 from eventsourcing.storage.settling import settled
 from eventsourcing.storage.statements import statements
 from eventsourcing.storage.tallies import Tally, TallyQuery
@@ -107,7 +107,7 @@ class PostgresStorage:
         if self._pool is not None:
             return
         with translated(sent=False):
-            await upgrade_if_empty(self._url)
+            await require_schema(self._url)
         pool = ConnectionPool(
             self._url,
             size=self._pool_size,

@@ -1,116 +1,45 @@
-"""The schema of the event database: created when empty, upgraded on request, refused when it differs."""
+"""The schema of the event database: found as this code needs it, made where there is none, else refused."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
-from eventsourcing.errors import SchemaError
 from eventsourcing.storage.postgres_errors import translated
 from eventsourcing.storage.postgres_pool import CONNECT_TIMEOUT_S, dsn
+from eventsourcing.storage.statements import statements
 
 VERSION_TABLE = "event_store_version"
-_UPGRADE_LOCK = "SELECT pg_advisory_xact_lock(17747, 1)"
+MIGRATIONS = Path(__file__).parent / "migrations"
+_SCHEMA = statements("schema")
 
-Result = TypeVar("Result")
 
+async def require_schema(database_url: str | URL) -> None:
+    """Return once the database has the schema that this code needs, which is made where there is none.
 
-async def upgrade(database_url: str | URL) -> str:
-    """Bring the schema to the newest version, whatever it is; return that version.
-
-    One process upgrades at a time; the others wait and find nothing left to do.
+    Raises SchemaError for an older or newer one.
     """
-    return await _run(make_url(database_url), _upgrade)
+    if await schema_version(database_url) != newest_version():
+        from eventsourcing.storage.upgrades import upgrade_if_empty  # loads Alembic, which few starts need
 
-
-async def upgrade_if_empty(database_url: str | URL) -> None:
-    """Create the schema in a database without one. Raises SchemaError for an older or newer one."""
-    await _run(make_url(database_url), _upgrade_if_empty)
+        await upgrade_if_empty(database_url)
 
 
 async def schema_version(database_url: str | URL) -> str | None:
     """The version found in the database; None when it has no schema of ours."""
-    return await _run(make_url(database_url), _current)
-
-
-async def grant_rights(database_url: str | URL) -> list[str]:
-    """Give the roles of the event store their rights, in a database of the newest schema.
-
-    Creates roles that do not exist yet; returns those that this user may not create.
-    """
-    return await _run(make_url(database_url), _grant_rights)
+    with translated(sent=False):
+        connection = await asyncpg.connect(dsn(make_url(database_url)), timeout=CONNECT_TIMEOUT_S)
+        try:
+            version: str | None = await connection.fetchval(_SCHEMA["version"])
+        except asyncpg.UndefinedTableError:
+            return None
+        finally:
+            await connection.close(timeout=CONNECT_TIMEOUT_S)
+    return version
 
 
 def newest_version() -> str:
-    """The version this code needs."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    assert head is not None, "the package holds at least one migration"
-    return head
-
-
-async def _run(url: URL, work: Callable[[Connection], Result]) -> Result:
-    address = dsn(url)
-    engine = create_async_engine(
-        "postgresql+asyncpg://",
-        poolclass=NullPool,
-        async_creator=lambda: asyncpg.connect(address, timeout=CONNECT_TIMEOUT_S),
-    )
-    try:
-        with translated(sent=False):
-            async with engine.begin() as connection:
-                return await connection.run_sync(work)
-    finally:
-        await engine.dispose()
-
-
-logging.getLogger("alembic").setLevel(logging.WARNING)  # it says at INFO that it looked
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return config
-
-
-def _current(connection: Connection) -> str | None:
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
-
-
-def _upgrade(connection: Connection) -> str:
-    connection.execute(text(_UPGRADE_LOCK))
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-    return newest_version()
-
-
-def _grant_rights(connection: Connection) -> list[str]:
-    connection.execute(text(_UPGRADE_LOCK))
-    missing = connection.execute(text("SELECT grant_event_store_rights()")).scalar_one()
-    return list(missing)
-
-
-def _upgrade_if_empty(connection: Connection) -> None:
-    current, needed = _current(connection), newest_version()
-    if current == needed:
-        return
-    if current is None and not inspect(connection).has_table("events"):
-        _upgrade(connection)
-        return
-    raise SchemaError(
-        f"the event database has schema {current or 'of another program'}, this version needs {needed}; "
-        "run `esm db upgrade`"
-    )
+    """The version this code needs: that of the last migration, by which its file is named."""
+    return max(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))

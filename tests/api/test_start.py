@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from api import event_service
-from tests.api.conftest import Start, free_port
+from tests.api.conftest import ROOT, Start, free_port
 
 
 def test_a_port_in_use_is_one_line(start: Start) -> None:
@@ -54,3 +56,13 @@ def test_a_setting_that_does_not_work_is_one_line(
     assert word in line
     assert "\n" not in line
     assert "canary" not in line
+
+
+def test_a_service_starts_without_what_only_jobs_and_upgrades_need() -> None:
+    loaded = "import api.event_service, api.replay_service, sys; print(*sys.modules)"
+    printed = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    modules = set(printed.stdout.split())
+    assert "api.event_service" in modules
+    assert modules.isdisjoint({"dagster", "alembic", "sqlalchemy.orm", "polars"})

@@ -31,7 +31,7 @@ from rich.table import Table
 from eventsourcing import EventStore, EventStoreConfig
 from eventsourcing.bootstrap import collect_rarely, return_buffers
 from eventsourcing.storage.embedded import EmbeddedPostgres
-from eventsourcing.storage.schema import upgrade
+from eventsourcing.storage.upgrades import upgrade
 from pipelines.migration import Migration, Progress, parse_mapping
 
 STAGES = ("extract", "transform", "validate", "load", "verify")

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from eventsourcing import NO_STREAM, ConfigurationError, EventStore
-from eventsourcing.storage import schema
+from eventsourcing.storage import upgrades
 from eventsourcing.storage.base import CHECKPOINTS
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.storage.postgres_append import COPY_FROM
@@ -145,8 +145,8 @@ async def test_an_owner_who_may_create_no_roles_is_told_which_are_missing(
             await administrator.execute(f"ALTER ROLE {role} RENAME TO {other}")
     try:
         url = make_url(database_url).set(username=owner).render_as_string(hide_password=False)
-        await schema.upgrade(url)
-        assert await schema.grant_rights(url) == sorted(renamed)
+        await upgrades.upgrade(url)
+        assert await upgrades.grant_rights(url) == sorted(renamed)
         async with EventStore(storage=PostgresStorage(url)) as store:
             assert (await store.append_event(draft())).event_version == 1
     finally:
@@ -155,5 +155,5 @@ async def test_an_owner_who_may_create_no_roles_is_told_which_are_missing(
                 await administrator.execute(f"ALTER ROLE {other} RENAME TO {role}")
             except asyncpg.UndefinedObjectError:
                 await administrator.execute(f"CREATE ROLE {role} NOLOGIN")
-    assert await schema.grant_rights(url) == [], "once they exist, their rights are granted"
+    assert await upgrades.grant_rights(url) == [], "once they exist, their rights are granted"
     await administrator.execute(f"DROP OWNED BY {owner}; DROP ROLE {owner}")

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from eventsourcing import EventQuery, EventStore
-from eventsourcing.storage import schema
+from eventsourcing.storage import schema, upgrades
 from eventsourcing.storage.embedded import EVENT_DATABASE, EmbeddedPostgres, EmbeddedStorage
 from tests.factories import draft
 
@@ -36,7 +36,7 @@ def data_dir() -> Iterator[Path]:
 
 
 def make_first_schema(connection: Connection) -> None:
-    config = schema._config()
+    config = upgrades._config()
     config.attributes["connection"] = connection
     command.upgrade(config, "0001")
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: run the migrations on the connection that `storage.schema` hands over."""
+"""Alembic's entry: run the migrations on the connection that `storage.upgrades` hands over."""
 
 from alembic import context
 

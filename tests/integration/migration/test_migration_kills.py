@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from eventsourcing import EventStore, EventStoreConfig
 from eventsourcing.storage.embedded import EmbeddedPostgres
-from eventsourcing.storage.schema import upgrade
+from eventsourcing.storage.upgrades import upgrade
 from pipelines.migration.errors import MigrationError
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel
 from tests.integration.migration.child import migration

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from eventsourcing import EventQuery, EventStore, EventStoreConfig
-from eventsourcing.storage.schema import upgrade
+from eventsourcing.storage.upgrades import upgrade
 from pipelines.migration import buckets, parse_mapping
 from pipelines.migration.legacy_panel import mapping_path
 from tests.integration.migration.lab import Lab

@@ -1,0 +1,2 @@
+-- name: version
+SELECT version_num FROM event_store_version
