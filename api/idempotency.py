@@ -133,7 +133,7 @@ async def _once(
     asked = {"query": request.scope["query_string"].decode("latin-1"), "body": None}
     if await request.body():
         asked["body"] = await request.json()
-    return Once(store.storage, place, state_hash(asked))
+    return Once(store.storage, place, state_hash(asked, field="request"))
 
 
 DoneOnce = Annotated[Once, Depends(_once)]

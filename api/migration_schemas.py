@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from api.schemas import PageParams
 
@@ -40,7 +40,7 @@ class MigrationBody(_Body):
     target: Name = "target"
     migration_id: MigrationId | None = None
     options: MigrationOptions = MigrationOptions()
-    dry_run: bool = False
+    dry_run: StrictBool = False
     """Say what it would do, and write nothing."""
 
 
@@ -51,9 +51,9 @@ class RollbackBody(_Body):
 
     reason: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "asked for"
     to_stage: Literal["start", "schema", "extract", "transform", "validate"] | None = None
-    force: bool = False
+    force: StrictBool = False
     """Undo what others changed since, too."""
-    dry_run: bool = False
+    dry_run: StrictBool = False
     """Say what would be undone, and undo nothing."""
 
 

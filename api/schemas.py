@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    WithJsonSchema,
+    model_validator,
+)
 
 from eventsourcing import ANY, NO_STREAM, BaseEvent, EventQuery, InvalidEventError, parse_event
 from eventsourcing.canonical import utc
@@ -252,6 +260,9 @@ class ReplayBody(ReplayRequest):
     to_version: Version | None = None
     from_timestamp: Moment | None = None
     to_timestamp: Moment | None = None
+    dry_run: StrictBool = False
+    from_snapshot: StrictBool = False
+    stop_on_error: StrictBool = False
     delay_between_batches: float = Field(default=0.0, ge=0, le=3600)
     retry_delay: float = Field(default=1.0, ge=0, le=3600)
 
@@ -259,7 +270,7 @@ class ReplayBody(ReplayRequest):
 class RebuildBody(_Body):
     """How to rebuild a read model."""
 
-    fresh: bool = False
+    fresh: StrictBool = False
     """Start over instead of going on with an interrupted rebuild."""
 
 

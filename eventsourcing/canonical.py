@@ -43,14 +43,21 @@ decode: Callable[[bytes | str], Any] = orjson.loads
 """Decode what `encode` wrote. The library's own function: a layer of ours would cost every row read."""
 
 
-def comparable(value: Any) -> bytes:
-    """Encode with sorted keys: equal bytes mean equal values, whatever the order of keys."""
-    return orjson.dumps(value, default=_encode_other, option=_OPTIONS | orjson.OPT_SORT_KEYS)
+def comparable(value: Any, *, field: str = "data") -> bytes:
+    """Encode with sorted keys: equal bytes mean equal values, whatever the order of keys.
+
+    Raises InvalidEventError like `encode`, of what has no JSON form at all.
+    """
+    try:
+        return orjson.dumps(value, default=_encode_other, option=_OPTIONS | orjson.OPT_SORT_KEYS)
+    except (orjson.JSONEncodeError, RecursionError) as error:
+        _refuse_unencodable(value, field)
+        raise InvalidEventError(str(error.__cause__ or error), field=field) from error
 
 
-def state_hash(value: Any) -> str:
-    """SHA-256 of a value's comparable form, in hexadecimal."""
-    return hashlib.sha256(comparable(value)).hexdigest()
+def state_hash(value: Any, *, field: str = "data") -> str:
+    """SHA-256 of a value's comparable form, in hexadecimal. Raises what `comparable` raises."""
+    return hashlib.sha256(comparable(value, field=field)).hexdigest()
 
 
 def utc(moment: datetime) -> datetime:

@@ -10,6 +10,7 @@ what was beside first.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -29,6 +30,9 @@ REPORT_S = 0.5
 """How often a rebuild reports and asks whether to stop."""
 
 TRIES = 10
+
+LETS_GO_S = 1.0
+"""How long who rebuilt or switched may take to let go, once everybody can read that it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +105,15 @@ async def rebuild(
 
 @asynccontextmanager
 async def alone(storage: Storage, model: ReadModel) -> AsyncIterator[None]:
-    """Be the one who rebuilds or switches a read model. Raises BusyError."""
-    async with storage.lease(f"rebuild/{model.name}") as ours:
-        if not ours:
-            raise BusyError(f"read model {model.name!r} is being rebuilt or switched by another process")
-        yield
+    """Be the one who rebuilds or switches a read model; who is about to let go is waited for. Raises
+    BusyError."""
+    for _ in range(TRIES):
+        async with storage.lease(f"rebuild/{model.name}") as ours:
+            if ours:
+                yield
+                return
+        await asyncio.sleep(LETS_GO_S / TRIES)
+    raise BusyError(f"read model {model.name!r} is being rebuilt or switched by another process")
 
 
 async def _begin(storage: Storage, model: ReadModel, *, fresh: bool) -> Generation:

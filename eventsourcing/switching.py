@@ -24,11 +24,17 @@ async def switch(storage: Storage, model: ReadModel) -> dict[str, Any]:
 
     It is brought up to date first, as far as this code can; the one that was live stays beside, so that
     the same call switches back. Raises StateForbidsError when none is ready, BusyError while a rebuild or
-    another switch of it runs; then nothing has changed.
+    another switch of it runs, and when one ran while this call waited: two callers who want the same do not
+    switch there and back. Then nothing has changed.
     """
+    async with storage.transaction() as transaction:
+        wanted = (await model.row(transaction))["beside"]
     async with alone(storage, model):
         async with storage.transaction() as transaction:
-            generation = _switchable(model, await model.row(transaction))
+            row = await model.row(transaction)
+        if wanted is not None and row["beside"] is not None and row["beside"]["number"] != wanted["number"]:
+            raise BusyError(f"read model {model.name!r} was rebuilt or switched by another process")
+        generation = _switchable(model, row)
         for _ in range(TRIES):
             if generation.is_current:
                 await generation.catch_up(storage)

@@ -89,6 +89,8 @@ def connected(server: HasUrls, database: str) -> Iterator[Connection]:
     engine = create_engine(
         server.url(database, driver="psycopg2"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
     )
-    with engine.connect() as connection:
-        yield connection
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()

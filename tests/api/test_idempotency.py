@@ -146,6 +146,8 @@ async def test_every_job_is_started_once(
     other = await replays.post(path, json={**body, "aggregate_id": "another"}, headers=headers)
     assert_problem(other, 422, "idempotency-key-reused")
     assert_problem(await replays.post(path, json=body, headers={"Idempotency-Key": "a b"}), 422, "invalid")
+    large = await replays.post(path, json={**body, "aggregate_id": 2**64}, headers=headers)
+    assert assert_problem(large, 422, "invalid")["errors"][0]["field"] == "request.body.aggregate_id"
 
 
 @shared_loop

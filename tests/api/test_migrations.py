@@ -102,6 +102,8 @@ REFUSED = [
     ({"mapping": "version: 1"}, "mapping"),
     ({"options": {"chunk": 1}}, "options.chunk"),
     ({"options": {"on_failure": "pray"}}, "options.on_failure"),
+    ({"dry_run": 0}, "dry_run"),
+    ({"dry_run": "no"}, "dry_run"),
     ({"target_url": "x"}, "target_url"),
     ({"migration_id": "stats"}, "migration_id"),
     ({"migration_id": "a/b"}, "migration_id"),

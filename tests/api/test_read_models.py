@@ -13,10 +13,10 @@ import pytest_asyncio
 from api import event_service
 from eventsourcing import EventStore, Settings
 from eventsourcing.readmodels import USER_MIGRATIONS_MODEL
+from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
 from tests.api.conftest import InlineLauncher, assert_problem, serving
-from tests.databases import Databases
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -24,9 +24,10 @@ NAME = "user-migrations"
 
 
 @pytest.fixture(scope="module")
-def own_database(postgres_server: Any) -> str:
+def own_database(postgres_server: EmbeddedPostgres) -> str:
     """A database of its own: a switch is seen by everybody."""
-    return Databases(postgres_server).empty()
+    postgres_server.ensure_database("read_models")
+    return postgres_server.url("read_models")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

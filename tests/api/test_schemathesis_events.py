@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy.engine import make_url
 
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
 from tests.api.document import hold_against_document
 from tests.api.service_process import running
-from tests.benchmarks.measure import plain_url
 
 FORMS = [
     pytest.param(120, id="short", marks=pytest.mark.timeout(300)),
@@ -34,9 +34,9 @@ def connections(folder: Path, *, target: str) -> dict[str, str]:
     """The settings of a service that can migrate `panel.db` by the mapping `panel` to `successor`."""
     for name in ("sources", "mappings"):
         (folder / name).mkdir()
-    generate_legacy_panel(folder / "sources" / "panel.db", users=20, admins=2)
+    generate_legacy_panel(folder / "sources" / "panel.db", users=200, admins=3)
     (folder / "mappings" / "panel.yaml").write_text(mapping_path().read_text("utf-8"), "utf-8")
-    named = plain_url(target).replace("postgresql:", "postgresql+psycopg2:")
+    named = make_url(target).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
     create_target_schema(named)
     places = folder / "connections.yaml"
     places.write_text(yaml.safe_dump({"targets": {"successor": named}}), "utf-8")

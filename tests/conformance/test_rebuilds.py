@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +21,7 @@ from eventsourcing import (
     generations,
     heartbeats,
     rebuilds,
+    switching,
 )
 from eventsourcing.differences import DIFFERENCES, KEPT
 from eventsourcing.events import BaseEvent, EventType
@@ -27,7 +29,7 @@ from eventsourcing.folds import MigratedRecordsFold, State, fold_events
 from eventsourcing.lag import lags
 from eventsourcing.readmodels import READ_MODELS, USER_MIGRATIONS_MODEL, ReadModel, read_model
 from eventsourcing.rebuilds import RebuildProgress, rebuild
-from eventsourcing.storage.base import CHECKPOINTS
+from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.switching import describe, difference_rows, switch
 from eventsourcing.testing import a_migration
 from eventsourcing.upkeep import keep_up
@@ -280,6 +282,35 @@ async def test_one_at_a_time(wrong: EventStore) -> None:
             await rebuild(wrong.storage, NEW)
         with pytest.raises(BusyError):
             await switch(wrong.storage, NEW)
+
+
+async def test_who_is_about_to_let_go_is_waited_for(wrong: EventStore) -> None:
+    """Everybody reads that it is ready a moment before the rebuild lets go."""
+    await rebuild(wrong.storage, NEW)
+    async with wrong.storage.lease(f"rebuild/{NEW.name}"):
+        asked = asyncio.create_task(switch(wrong.storage, NEW))
+        await asyncio.sleep(2 * rebuilds.LETS_GO_S / rebuilds.TRIES)
+        assert not asked.done()
+    assert (await asked)["live"]["fold_version"] == 2
+
+
+async def test_two_who_want_the_same_do_not_switch_there_and_back(
+    wrong: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rebuild(wrong.storage, NEW)
+    alone = switching.alone
+
+    @asynccontextmanager
+    async def behind_another(storage: Storage, model: ReadModel) -> AsyncIterator[None]:
+        monkeypatch.setattr(switching, "alone", alone)
+        await switch(storage, model)
+        async with alone(storage, model):
+            yield
+
+    monkeypatch.setattr(switching, "alone", behind_another)
+    with pytest.raises(BusyError, match="by another process"):
+        await switch(wrong.storage, NEW)
+    assert (await describe(wrong.storage, NEW))["live"]["fold_version"] == 2
 
 
 async def test_what_was_not_rebuilt_cannot_be_switched_to_nor_listed(store: EventStore) -> None:

@@ -13,7 +13,10 @@ from eventsourcing.events import new_event_id
 from eventsourcing.storage.base import StateTable, StateTransaction, purge_all
 from eventsourcing.storage.postgres_states import COPY_FROM
 from eventsourcing.storage.statements import statements
+from tests.conformance.waiting import eventually
 
+PURGE_WAITS = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                 AND query LIKE '%DELETE FROM states%' AND wait_event_type = 'Lock'"""
 ONE, TWO = StateTable("one"), StateTable("two")
 
 
@@ -222,14 +225,18 @@ async def test_sets_removed_and_set_in_any_order_of_keys_do_not_deadlock(store: 
     await asyncio.gather(*(work(turn) for turn in range(24)))
 
 
-async def test_what_is_set_again_while_a_purge_waits_for_it_is_spared(postgres: EventStore) -> None:
+async def test_what_is_set_again_while_a_purge_waits_for_it_is_spared(
+    postgres: EventStore, administrator: asyncpg.Connection
+) -> None:
+    async def waits() -> bool:
+        return bool(await administrator.fetchval(PURGE_WAITS))
+
     await put(postgres, {"k": 0})
-    await asyncio.sleep(0.25)
+    await administrator.execute("UPDATE states SET changed_at = changed_at - interval '2 hours'")
     async with postgres.storage.transaction() as states:
         await states.put(ONE, "k", 1)
-        purging = asyncio.create_task(purge_all(postgres.storage, ONE, older_than_s=0.2))
-        await asyncio.sleep(0.1)
-        assert not purging.done()
+        purging = asyncio.create_task(purge_all(postgres.storage, ONE, older_than_s=3600))
+        await eventually(waits)
     assert await purging == 0
     assert await keys(postgres) == ["k"]
 

@@ -47,6 +47,12 @@ def test_other_values_compare_and_hash_differently() -> None:
     assert len({state_hash(value) for value in different}) == len(different)
 
 
+def test_what_has_no_json_form_is_refused_by_a_comparison_too() -> None:
+    with pytest.raises(InvalidEventError, match="64 bits") as caught:
+        state_hash({"a": [2**64]}, field="body")
+    assert caught.value.field == "body.a[0]"
+
+
 def test_a_hash_is_sha256_of_the_sorted_form() -> None:
     assert state_hash({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
 
