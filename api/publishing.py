@@ -92,10 +92,10 @@ async def publish_batch(
             recorded, _ = await store.append(drafts, expected_version=expected)
         except (ConcurrencyError, DuplicateEventError) as error:
             raise problem_of(error, index=_index_of(error, drafts)) from None
-        ids = [str(event.event_id) for event in recorded]
+        ids = [event.event_id for event in recorded]
         answer = {"message": f"Published {len(ids)} events successfully", "event_ids": ids}
         headers = {"ES-Position": str(max(event.position for event in recorded))}
-        return json_response(orjson.dumps(answer), 201, headers)
+        return json_response(orjson.dumps(answer, default=str), 201, headers)
 
     return await once(publish, held_s=HELD_S)
 

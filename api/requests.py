@@ -159,15 +159,18 @@ class StreamRoute(JsonRoute):
     produces = "text/event-stream"
 
 
+_NESTING = frozenset((dict, list))
+
+
 def is_deeper(value: Any, depth: int) -> bool:
-    """Whether objects and lists lie in one another deeper than this."""
+    """Whether objects and lists of parsed JSON lie in one another deeper than this."""
     level = [value]
     for _ in range(depth):
         level = [
             inner
             for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in _NESTING
         ]
         if not level:
             return False

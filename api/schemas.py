@@ -119,7 +119,9 @@ class EventBody(_Body):
         naming the field."""
         if "backfilled" in self.metadata:  # what carries it is not told to anybody outside
             raise InvalidEventError("is the mark of a backfill", field="metadata.backfilled")
-        fields = {name: getattr(self, name) for name in self.model_fields_set - {"expected_version"}}
+        given = self.model_fields_set
+        fields = {name: value for name, value in self.__dict__.items() if name in given}
+        fields.pop("expected_version", None)
         if fields.get("timestamp", ...) is None:
             del fields["timestamp"]
         fields["event_id"] = self.event_id or otherwise

@@ -62,6 +62,8 @@ def state_hash(value: Any, *, field: str = "data") -> str:
 
 def utc(moment: datetime) -> datetime:
     """The moment in UTC; a naive one is taken as UTC. Raises ValueError outside the years 1 to 9999."""
+    if moment.tzinfo is UTC:
+        return moment
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError as error:
@@ -70,7 +72,7 @@ def utc(moment: datetime) -> datetime:
 
 def _encode_other(value: Any) -> Any:
     if isinstance(value, datetime):
-        return utc(value).isoformat().replace("+00:00", "Z")
+        return orjson.Fragment(orjson.dumps(utc(value), option=orjson.OPT_UTC_Z))
     if isinstance(value, date) or (isinstance(value, time) and value.tzinfo is None):
         return value.isoformat()
     if isinstance(value, Decimal):

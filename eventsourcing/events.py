@@ -465,6 +465,15 @@ def registered_events() -> Iterable[type[TypedEvent]]:
     return [_registry[name] for name in sorted(_registry)]
 
 
+def _refuse_form(fields: Mapping[str, Any]) -> None:
+    """Raise InvalidEventError for fields that no event has, and for a payload that is no object."""
+    unknown = set(fields) - _DRAFT_FIELDS
+    if unknown:
+        raise InvalidEventError("not a field of an event", field=min(unknown))
+    if not isinstance(fields.get("data", {}), Mapping):
+        raise InvalidEventError("must be an object", field="data")
+
+
 def parse_event(fields: Mapping[str, Any], *, are_valid: bool = False) -> BaseEvent:
     """Build the typed event that a stranger's fields describe, as HTTP and imports do. Where the event's
     own fields `are_valid`, only the payload is checked.
@@ -476,13 +485,10 @@ def parse_event(fields: Mapping[str, Any], *, are_valid: bool = False) -> BaseEv
     cls = event_class(name) if isinstance(name, str) else None
     if cls is None:
         raise InvalidEventError("not a registered event type", field="event_type")
-    unknown = set(fields) - _DRAFT_FIELDS
-    if unknown:
-        raise InvalidEventError("not a field of an event", field=min(unknown))
-    if not isinstance(fields.get("data", {}), Mapping):
-        raise InvalidEventError("must be an object", field="data")
+    if not are_valid:
+        _refuse_form(fields)
     about = fields.get("metadata")
-    if isinstance(about, Mapping) and SCHEMA_VERSION in about:
+    if about and isinstance(about, Mapping) and SCHEMA_VERSION in about:
         data, about = write_newest(cls.declared_type, fields.get("data", {}), about)
         fields = {**fields, "data": data, "metadata": about}
     try:

@@ -29,8 +29,8 @@ _MAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(\.[\w-]{1,63})+")
 _CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("log-context", default={})  # noqa: B039 - never changed
 _process: dict[str, str] = {}
 
-_TALKATIVE = ("httpx2", "httpx")
-"""They write every address that they call, with its query."""
+_TALKATIVE = ("alembic", "httpx2", "httpx")
+"""They write every address that they call, with its query, or every plugin that they load."""
 
 
 def configure(

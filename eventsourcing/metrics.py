@@ -7,6 +7,7 @@ only they use (`share`), so a scrape of the service tells what all of them did. 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import shutil
@@ -174,6 +175,16 @@ def _own_gauges() -> Iterator[GaugeMetricFamily]:
         yield family(name, text, read(), labels)
     build: Reading = {(_version(), platform.python_version()): 1.0}
     yield family("es_build_info", "What runs here.", build, ("version", "python"))
+
+
+def _tasks() -> Reading:
+    try:
+        return {(): len(asyncio.all_tasks())}
+    except RuntimeError:  # no loop runs here
+        return {}
+
+
+gauge("es_tasks", "Tasks of the event loop that are not done.", _tasks)
 
 
 def _version() -> str:

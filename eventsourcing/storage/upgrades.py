@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -59,9 +58,6 @@ async def _run(url: URL, work: Callable[[Connection], Result]) -> Result:
                 return await connection.run_sync(work)
     finally:
         await engine.dispose()
-
-
-logging.getLogger("alembic").setLevel(logging.WARNING)  # it says at INFO that it looked
 
 
 def _config() -> Config:

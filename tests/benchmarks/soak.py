@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 import psutil
 
 from eventsourcing.storage.postgres import PostgresStorage
@@ -32,6 +33,7 @@ class Sample:
     files: int
     threads: int
     sessions: int
+    tasks: int
     took: list[float]
 
 
@@ -61,9 +63,17 @@ async def _held(
     while (at := time.monotonic() - began) < seconds:
         took = await _period(port, rate)
         sessions: Any = await storage.pool.fetchval(SESSIONS)
+        tasks = await _tasks(port)
         memory = process.memory_info().rss / 2**20
-        samples.append(Sample(at, memory, process.num_fds(), process.num_threads(), sessions, took))
+        samples.append(Sample(at, memory, process.num_fds(), process.num_threads(), sessions, tasks, took))
     return samples
+
+
+async def _tasks(port: int) -> int:
+    """The tasks of the service's event loop, as it tells them itself."""
+    async with httpx2.AsyncClient() as client:
+        told = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+    return int(float(told.partition("\nes_tasks ")[2].partition("\n")[0]))
 
 
 async def _period(port: int, rate: float) -> list[float]:
@@ -99,6 +109,6 @@ def _tell(report: Report, samples: list[Sample]) -> None:
     )
     for name, part in (("first", first), ("last", last)):
         report.note(f"{name} third: {percentiles([took for sample in part for took in sample.took])}")
-    for name in ("files", "threads", "sessions"):
+    for name in ("files", "threads", "sessions", "tasks"):
         counts = [getattr(sample, name) for sample in samples]
         report.note(f"{name}: {min(counts)} to {max(counts)}")
