@@ -131,7 +131,7 @@ def keep_all(instance: DagsterInstance) -> None:
     """Return once all that was committed is on the server's disk: a commit that waits flushes what is
     before it, and takes something to write."""
     wait = func.set_config("synchronous_commit", "on", True)
-    with instance.run_storage._engine.begin() as connection:  # type: ignore[attr-defined]
+    with instance.run_storage._engine.begin() as connection:  # type: ignore[attr-defined] # Dagster has no other way
         connection.execute(select(wait, func.pg_logical_emit_message(True, "esm", "a run ended")))
 
 
