@@ -298,7 +298,7 @@ async def test_two_who_want_the_same_do_not_switch_there_and_back(
     wrong: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await rebuild(wrong.storage, NEW)
-    alone = switching.alone
+    alone = rebuilds.alone
 
     @asynccontextmanager
     async def behind_another(storage: Storage, model: ReadModel) -> AsyncIterator[None]:
