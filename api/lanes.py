@@ -3,7 +3,7 @@
 A lane's process starts with its first task and ends with its parent, however that ends. Killing it
 breaks this lane only. Between runs it ignores SIGINT; during a run Dagster takes it as the wish to end.
 
-Beside `embedded_launcher.py` the only place that uses Dagster's private modules; the version is pinned.
+Beside `launcher.py` the only place that uses Dagster's private modules; the version is pinned.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def open_instance(environment: dict[str, str], *, keeps_later: bool = False) -> 
     """
     url = make_url(environment["ESM_DAGSTER_DATABASE_URL"])
     if keeps_later:
-        url = url.update_query_pairs([("options", "-c synchronous_commit=off")])
+        options = f"{url.query.get('options', '')} -c synchronous_commit=off".strip()
+        url = url.update_query_dict({"options": options})
     storage = {"postgres": {"postgres_url": url.render_as_string(hide_password=False)}}
     reference = InstanceRef.from_dir(environment["DAGSTER_HOME"], overrides={"storage": storage})
     instance = DagsterInstance.from_ref(reference)
@@ -131,7 +132,7 @@ def keep_all(instance: DagsterInstance) -> None:
     """Return once all that was committed is on the server's disk: a commit that waits flushes what is
     before it, and takes something to write."""
     wait = func.set_config("synchronous_commit", "on", True)
-    with instance.run_storage._engine.begin() as connection:  # type: ignore[attr-defined] # Dagster has no other way
+    with instance.run_storage._engine.begin() as connection:  # type: ignore[attr-defined] # Dagster's
         connection.execute(select(wait, func.pg_logical_emit_message(True, "esm", "a run ended")))
 
 

@@ -9,8 +9,8 @@ import pytest
 from dagster import DagsterRunStatus
 from sqlalchemy.engine import make_url
 
-from api.lanes import close_instance, open_instance
 from api.embedded_launcher import EmbeddedLauncher
+from api.lanes import close_instance, open_instance
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from eventsourcing.testing import a_migration
