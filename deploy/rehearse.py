@@ -31,11 +31,13 @@ USER = "10001"
 HEALTHY_WITHIN_S, ENDS_WITHIN_S = 120, 180
 _CHECK_S = 60
 
-_ISOLATE = """
-mount --make-rprivate / && mount --bind "$0" "$0" && mount -t tmpfs -o mode=1777 tmpfs /tmp &&
+_TMP = "--bind /tmp" if ROOT.is_relative_to("/tmp") else "-t tmpfs -o mode=1777 tmpfs"  # noqa: S108 - a container's
+_ISOLATE = f"""
+mount --make-rprivate / && mount --bind "$0" "$0" && mount {_TMP} /tmp &&
 mount -o remount,ro,bind / && exec "$@"
 """
-"""What stands below the first argument stays writable; everything else but /tmp does not."""
+"""What stands below the first argument stays writable; everything else but /tmp does not. A /tmp that
+holds the checkout is not replaced by an empty one."""
 
 
 class RehearsalError(Exception):

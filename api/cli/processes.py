@@ -7,10 +7,12 @@ and the logs stand in the data directory, and its socket answers who else asks.
 from __future__ import annotations
 
 import configparser
+import hashlib
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,12 +70,25 @@ def processes(settings: Settings) -> list[Process]:
     ]
 
 
+_LONGEST_SOCKET = 90
+"""A socket's name may have 107 bytes, and supervisord makes it under a longer one first."""
+
+
+def _socket_of(folder: Path) -> Path:
+    """Where the supervisor of a folder answers: there, or under a short name when the folder's is long."""
+    path = folder / "supervisor.sock"
+    if len(os.fsencode(path)) <= _LONGEST_SOCKET:
+        return path
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"esm-{name}.sock"
+
+
 class Supervisor:
     """supervisord on a data directory."""
 
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.data_dir / "supervisor"
-        self._socket = self._folder / "supervisor.sock"
+        self._socket = _socket_of(self._folder)
         self.logs = settings.data_dir / "logs"
 
     def start(self, programs: list[Process], environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -19,7 +19,7 @@ from pipelines.migration.schema import Unique
 from pipelines.migration.uniqueness import Distinct, shared
 from tests.integration.migration.lab import Lab
 
-CHUNK, CHUNKS = 50, 24
+CHUNK, CHUNKS = 50, 32
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ async def test_a_run_holds_some_chunks_at_a_time(
     generate_legacy_panel(tmp_path / "legacy.db", users=CHUNK * CHUNKS)
     mapping = parse_mapping(re.sub(r"rows: \d+", f"rows: {CHUNK}", mapping_path().read_text()))
     lab = replace(new_lab(), source_url=f"sqlite:///{tmp_path / 'legacy.db'}", mapping=mapping)
-    before = files_held()
+    rows_before, files_before = rows_held(), files_held()
     held: dict[str, list[tuple[int, int]]] = {}
 
     def watch(progress: Progress) -> None:
-        held.setdefault(progress.stage, []).append((rows_held(), files_held() - before))
+        held.setdefault(progress.stage, []).append((rows_held() - rows_before, files_held() - files_before))
 
     config = EventStoreConfig(database_url=new_database())
     async with EventStore(config) as store:
