@@ -3,6 +3,7 @@
 import pipelines.migration.panel_functions  # noqa: F401 - registers the functions of the demo
 from pipelines.migration.context import Progress
 from pipelines.migration.errors import (
+    Flaw,
     MappingError,
     MigrationError,
     RecordRefusedError,
@@ -18,7 +19,8 @@ from pipelines.migration.errors import (
     VerificationError,
 )
 from pipelines.migration.manifest import StageOutcome
-from pipelines.migration.mapping import Mapping, load_mapping, mapping_schema, parse_mapping
+from pipelines.migration.mapping import Mapping, mapping_schema
+from pipelines.migration.mappingfile import load_mapping, parse_mapping
 from pipelines.migration.run import Migration
 from pipelines.migration.transforms import (
     Conversion,
@@ -29,6 +31,7 @@ from pipelines.migration.transforms import (
 
 __all__ = [
     "Conversion",
+    "Flaw",
     "Mapping",
     "MappingError",
     "Migration",

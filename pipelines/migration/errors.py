@@ -1,7 +1,7 @@
 """The errors of the migration engine: one tree, each with its stage and whether a resume can help.
 
 MigrationError                  a run stopped (stage, resumable)
-├── MappingError                the mapping is wrong (file, line, field)
+├── MappingError                the mapping is wrong (flaws: file, line, field, reason)
 ├── SourceError                 the source is missing, unreadable or not what the mapping says
 ├── TargetError                 the target cannot be reached or refused what was asked
 │   ├── RecordRefusedError      the target would not take a row (rule, column, reason)
@@ -19,6 +19,9 @@ No message holds a value of a record or a credential of a connection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from eventsourcing.errors import EventSourcingError
 
 
@@ -30,16 +33,40 @@ class MigrationError(EventSourcingError):
         super().__init__(message)
 
 
-class MappingError(MigrationError):
-    """The mapping is wrong. The message is one line: file, line, field, reason. Nothing was written.
+@dataclass(frozen=True)
+class Flaw:
+    """One thing that is wrong with a mapping: `line` is 1-based, 0 when the whole file is meant; `field` is
+    a dotted path, empty for the whole."""
 
-    `line` is 1-based, 0 when the whole file is meant; `field` is a dotted path.
+    reason: str
+    file: str = "mapping"
+    line: int = 0
+    field: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.field}: {self.reason}" if self.field else f"{where}: {self.reason}"
+
+
+MOST_FLAWS = 50
+"""How many flaws of a mapping are told; the others are counted."""
+
+
+class MappingError(MigrationError):
+    """The mapping is wrong. Nothing was written.
+
+    `flaws` are the first fifty of all `count`, by line. The message has a line for each: file, line, field,
+    reason; above several stands how many there are.
     """
 
-    def __init__(self, reason: str, *, file: str = "mapping", line: int = 0, field: str = "") -> None:
-        self.reason, self.file, self.line, self.field = reason, file, line, field
-        where = f"{file}:{line}" if line else file
-        super().__init__(f"{where}: {field}: {reason}" if field else f"{where}: {reason}", stage="mapping")
+    def __init__(self, flaws: Sequence[Flaw]) -> None:
+        self.flaws, self.count = tuple(flaws[:MOST_FLAWS]), len(flaws)
+        lines = [str(flaw) for flaw in self.flaws]
+        if self.count > 1:
+            lines.insert(0, f"the mapping has {self.count} errors")
+        if self.count > MOST_FLAWS:
+            lines.append(f"and {self.count - MOST_FLAWS} more")
+        super().__init__("\n".join(lines), stage="mapping")
 
 
 class SourceError(MigrationError):

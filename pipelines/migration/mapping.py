@@ -1,13 +1,11 @@
 """The mapping file: which tables and columns go where, by which transforms and under which rules.
 
-A mapping is checked in two steps: its own form here, with the line of every error, and against the
-reflected tables in `plan.py`. Connections never stand in it: the caller gives them.
+A mapping is checked in two steps: its own form in `mappingfile.py`, and against the reflected tables in
+`fitting.py`. Connections never stand in it: the caller gives them.
 """
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,16 +15,15 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    ValidationError,
     WithJsonSchema,
 )
 
 from eventsourcing.events import EventType, TypedEvent, event_class
 from pipelines.migration import rules, transforms
-from pipelines.migration.errors import MappingError
+from pipelines.migration.flaws import Flaws
 from pipelines.migration.rules import check_rule
-from pipelines.migration.transforms import check_child_transform, check_transform, needed_params
-from pipelines.migration.yamlfile import LocatedYaml, parse_yaml
+from pipelines.migration.transforms import check_child_transform, check_transform
+from pipelines.migration.yamlfile import LocatedYaml
 
 
 def split_step(step: Any) -> tuple[str, Any]:
@@ -154,6 +151,19 @@ class EntityMapping(_Part):
         return None if self.emit is None else event_class(_event_type(self.emit))
 
     @property
+    def mapped(self) -> set[str]:
+        """The source columns that a field or a child is made of."""
+        by_field = {source for field in self.fields.values() for source in field.sources}
+        return by_field | {source for child in self.children.values() for source in child.sources}
+
+    @property
+    def secret_sources(self) -> frozenset[str]:
+        """The source columns that must not be seen."""
+        by_field = {source for field in self.fields.values() if field.secret for source in field.sources}
+        by_child = {source for child in self.children.values() for source in child.secret_sources}
+        return frozenset(by_field | by_child)
+
+    @property
     def parents(self) -> set[str]:
         """The entities that must be loaded first."""
         return {*self.depends_on, *(field.ref for field in self.fields.values() if field.ref)}
@@ -189,9 +199,13 @@ class Mapping(_Part):
         """The hash of the file's text: a run goes on only under the mapping it began with."""
         return self._sha256
 
-    def error(self, path: tuple[str | int, ...], reason: str) -> MappingError:
-        """An error that names the file, the line and the field of a path."""
-        return self._document.error(path, reason)
+    def flaws(self) -> Flaws:
+        """Where checks against anything else collect what is wrong, by the file's lines."""
+        return Flaws(self._document)
+
+    def policy(self, entity: str) -> Policy:
+        """What becomes of this entity's records that the target holds already."""
+        return self.entities[entity].on_conflict or self.on_conflict
 
     def in_order(self) -> list[str]:
         """The entities' names, parents first, else as they stand in the file."""
@@ -208,110 +222,5 @@ def mapping_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Migration mapping"}
 
 
-def load_mapping(path: Path) -> Mapping:
-    """Read and check a mapping file. Raises MappingError naming the line and the field."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise MappingError(f"cannot be read: {error.strerror}", file=str(path)) from None
-    except UnicodeDecodeError:
-        raise MappingError("is not UTF-8 text", file=str(path)) from None
-    return parse_mapping(text, file=path.name)
-
-
-def parse_mapping(text: str, *, file: str = "mapping") -> Mapping:
-    """Check a mapping given as text. Raises MappingError naming the line and the field."""
-    document = parse_yaml(text, file=file)
-    if not isinstance(document.data, dict):
-        raise MappingError("must be a YAML mapping with the key 'entities'", file=file, line=1)
-    try:
-        mapping = Mapping.model_validate(document.data)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        first = min(found, key=lambda item: item["type"] == "missing")  # a key misspelt is missing too
-        raise document.error(_path_in(document, first["loc"]), _reason(first)) from None
-    mapping._document = document
-    mapping._sha256 = hashlib.sha256(text.encode()).hexdigest()
-    for name, entity in mapping.entities.items():
-        _check_entity(mapping, name, entity)
-    _refuse_cycles(mapping)
-    return mapping
-
-
-def _path_in(document: LocatedYaml, location: tuple[str | int, ...]) -> list[str | int]:
-    """Pydantic's location without the names of its own union branches."""
-    path: list[str | int] = []
-    for index, part in enumerate(location):
-        is_last = index == len(location) - 1
-        if (*path, part) in document.lines or (is_last and isinstance(part, str) and "-" not in part):
-            path.append(part)
-    return path
-
-
-def _reason(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "is not a key that a mapping knows here"
-    if error["type"] == "missing":
-        return "is missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return message[0].lower() + message[1:]
-
-
 def _event_type(emit: str) -> str:
     return EventType[emit].value if emit in EventType.__members__ else emit
-
-
-def _check_entity(mapping: Mapping, name: str, entity: EntityMapping) -> None:
-    here = ("entities", name)
-    for parent in entity.parents:
-        if parent not in mapping.entities:
-            place = ("depends_on",) if parent in entity.depends_on else ("fields",)
-            raise mapping.error((*here, *place), f"there is no entity {parent!r}")
-    if entity.natural_key not in entity.fields:
-        raise mapping.error((*here, "natural_key"), f"{entity.natural_key!r} is not one of the fields")
-    if entity.fields[entity.natural_key].secret:
-        raise mapping.error((*here, "natural_key"), "names a secret field, and it stands in every event")
-    if entity.emit is not None and not _names_a_record(entity.event):
-        raise mapping.error((*here, "emit"), f"{entity.emit!r} is not a registered event of a record")
-    for column, field in entity.fields.items():
-        _check_field(mapping, (*here, "fields", column), field)
-        for step, _ in field.transform:
-            _check_params(mapping, (*here, "fields", column, "transform"), step)
-    for child, spec in entity.children.items():
-        _check_params(mapping, (*here, "children", child, "transform"), spec.transform)
-        for key, columns in (("rules", spec.rules), ("secret_from", spec.secret_sources)):
-            for column in columns:
-                if column not in spec.sources:
-                    raise mapping.error(
-                        (*here, "children", child, key, column), "is not a column under 'from'"
-                    )
-
-
-def _names_a_record(event: type[TypedEvent] | None) -> bool:
-    return event is not None and {"username", "source_data", "target_data"} <= set(
-        event.payload_model.model_fields
-    )
-
-
-def _check_params(mapping: Mapping, place: tuple[str | int, ...], function: str) -> None:
-    for name in needed_params(function):
-        if mapping.params.get(name) is None:
-            raise mapping.error(place, f"{function!r} needs the parameter {name!r}, which has no default")
-
-
-def _check_field(mapping: Mapping, path: tuple[str | int, ...], field: FieldMapping) -> None:
-    if field.ref and (field.transform or len(field.sources) != 1):
-        raise mapping.error(path, "a reference has one source column and no transform")
-    first = field.transform[0][0] if field.transform else None
-    if not field.sources and first != "const":
-        raise mapping.error(path, "has no 'from'; a fixed value is written as transform: [{const: …}]")
-
-
-def _refuse_cycles(mapping: Mapping) -> None:
-    loaded: set[str] = set()
-    while len(loaded) < len(mapping.entities):
-        ready = {n for n, e in mapping.entities.items() if n not in loaded and e.parents <= loaded}
-        if not ready:
-            name = next(n for n in mapping.entities if n not in loaded)
-            raise mapping.error(("entities", name), "depends on itself")
-        loaded |= ready

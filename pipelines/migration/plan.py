@@ -66,9 +66,8 @@ class ChildPlan:
 
     def made_columns(self, source: Table, key: Column, settings: Settings) -> list[str]:
         """The columns that the function fills, as it shows on no rows at all."""
-        schema = {name: source.columns[name].dtype for name in self.sources}
-        made = self.make(pl.DataFrame(schema={"_record": key.dtype, **schema}), settings)
-        return [name for name in made.columns if name != "_record"]
+        columns = [source.columns[name] for name in self.sources]
+        return made_columns(self.make, columns, key, settings)
 
     def target_checks(self, frame_columns: list[str]) -> list[Check]:
         """What the target's columns demand of the children in a frame."""
@@ -120,6 +119,13 @@ class Plan:
     entities: dict[str, EntityPlan]
     settings: Settings
     source_tables: Dict[str, Table] = field(default_factory=dict)
+
+
+def made_columns(make: ChildFunction, sources: list[Column], key: Column, settings: Settings) -> list[str]:
+    """The columns that a function makes of these. Raises ValueError when it cannot work with them."""
+    schema = {column.name: column.dtype for column in sources}
+    made = make(pl.DataFrame(schema={"_record": key.dtype, **schema}), settings)
+    return [name for name in made.columns if name != "_record"]
 
 
 def rule_checks(column: str, frame_column: str, rules: list[Any]) -> tuple[Check, ...]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
+from pipelines.migration.flaws import instead
 from pipelines.migration.transforms import check_argument
 
 _HASHES = {
@@ -96,7 +97,7 @@ def step_schema() -> dict[str, Any]:
 def check_rule(name: str, argument: Any) -> Any:
     """The argument, checked. Raises ValueError for an unknown name or a wrong argument."""
     if name not in _RULES:
-        raise ValueError(f"unknown rule {name!r}; known are {', '.join(sorted(_RULES))}")
+        raise ValueError(f"unknown rule {name!r}" + instead(name, _RULES))
     return check_argument("rule", name, _RULES[name].argument, argument)
 
 

@@ -21,7 +21,8 @@ from pipelines.migration.context import Reporter, RunContext
 from pipelines.migration.errors import MigrationError, StagedDataError, StageOrderError
 from pipelines.migration.load import refuse_filled_tables, tables_written
 from pipelines.migration.manifest import Manifest, StageOutcome
-from pipelines.migration.mapping import Mapping, load_mapping
+from pipelines.migration.mapping import Mapping
+from pipelines.migration.mappingfile import load_mapping
 from pipelines.migration.masking import Masker
 from pipelines.migration.plan import Plan
 from pipelines.migration.preview import preview, preview_folder, preview_run

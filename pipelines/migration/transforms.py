@@ -16,6 +16,7 @@ import orjson
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from pipelines.migration.flaws import instead
 from pipelines.migration.formats import (
     DatetimeFormats,
     UuidFormats,
@@ -233,8 +234,7 @@ def check_transform(name: str, argument: Any) -> Any:
             raise ValueError(f"the function {name!r} takes no argument")
         return None
     if name not in _BUILTINS:
-        known = ", ".join(sorted({*_BUILTINS, *_functions}))
-        raise ValueError(f"unknown transform {name!r}; known are {known}")
+        raise ValueError(f"unknown transform {name!r}" + instead(name, {*_BUILTINS, *_functions}))
     return check_argument("transform", name, _BUILTINS[name].argument, argument)
 
 
@@ -247,15 +247,19 @@ def check_argument(what: str, name: str, form: TypeAdapter[Any] | None, argument
     try:
         return form.validate_python(argument)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        path = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
-        raise ValueError(f"{what} {name!r}: {path + ': ' if path else ''}{first['msg'].lower()}") from None
+        found = error.errors(include_url=False, include_input=False)
+        raise ValueError(f"{what} {name!r}: {', and '.join(map(_said, found))}") from None
+
+
+def _said(error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"] if "[" not in str(part))
+    return (f"{path}: " if path else "") + str(error["msg"]).removeprefix("Value error, ").lower()
 
 
 def check_child_transform(name: str) -> str:
     """The name, when a function that makes children is registered under it; else ValueError."""
     if name not in _child_functions:
-        raise ValueError(f"unknown child transform {name!r}; known are {', '.join(sorted(_child_functions))}")
+        raise ValueError(f"unknown child transform {name!r}" + instead(name, _child_functions))
     return name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -142,7 +143,11 @@ def test_a_target_table_is_written_by_one_entity() -> None:
         ),
         ("rules: [required]", "secret: true", "names a secret field"),
         ("{from: name, transform: [lower]", "{transform: [lower]", "has no 'from'"),
-        ("    to: people\n", "    to: people\n    to: others\n", "mapping:6: the key 'to' stands twice"),
+        (
+            "    to: people\n",
+            "    to: people\n    to: others\n",
+            "mapping:6: entities.people.to: stands twice",
+        ),
         ("version: 1", "version: [", "not YAML"),
         ("emit: USER_MIGRATED", "stream: '{kind}'", "mapping:8: entities.people.stream: must name {kind}"),
         (
@@ -199,3 +204,126 @@ def test_a_key_made_of_a_secret_is_refused() -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MappingError, match="cannot be read"):
         load_mapping(tmp_path / "none.yaml")
+
+
+def flaws(text: str, *, source: dict[str, Table] = SOURCE, target: dict[str, Table] = TARGET) -> list[str]:
+    """Every line that is told of a mapping held against the tables."""
+    with pytest.raises(MappingError) as caught:
+        compile_plan(parse_mapping(text), source, target, datetime.now(UTC))
+    assert caught.value.count == len(caught.value.flaws)
+    return [str(flaw) for flaw in caught.value.flaws]
+
+
+WRONG_IN_FORM = """\
+version: 1
+chunk: {rows: 0}
+entities:
+  people:
+    from: old_people
+    to: people
+    kye: id
+    natural_key: name
+    emit: USER_MIGRATE
+    fields:
+      name: {from: name, transform: [lowr], rules: [requird]}
+      born: {from: born, ref: peeple, secert: true}
+      born: {from: born, transform: [{datetime: {from: naive, til: unix_s}}]}
+    ignore: shoe_size
+  cats:
+    from: cats
+    to: cats
+    key: id
+    natural_key: nam
+    depends_on: [peple, cats]
+    fields:
+      name: {transform: [lower]}
+      toys: 3
+"""
+
+
+def test_everything_that_is_wrong_in_form_is_told_at_once_by_line() -> None:
+    assert flaws(WRONG_IN_FORM) == [
+        "mapping:2: chunk.rows: input should be greater than or equal to 1",
+        "mapping:7: entities.people.kye: is not a key that a mapping knows here; did you mean 'key'?",
+        "mapping:11: entities.people.fields.name.transform[0]: unknown transform 'lowr'; "
+        "did you mean 'lower'?",
+        "mapping:11: entities.people.fields.name.rules[0]: unknown rule 'requird'; did you mean 'required'?",
+        "mapping:13: entities.people.fields.born: stands twice",
+        "mapping:13: entities.people.fields.born.transform[0]: transform 'datetime': to: field required, "
+        "and til: extra inputs are not permitted",
+        "mapping:14: entities.people.ignore: must be a list",
+        "mapping:15: entities.cats: depends on itself",
+        "mapping:19: entities.cats.natural_key: 'nam' is not one of the fields; did you mean 'name'?",
+        "mapping:20: entities.cats.depends_on: there is no entity 'peple'; did you mean 'people'?",
+        "mapping:22: entities.cats.fields.name: has no 'from'; a fixed value is written as "
+        "transform: [{const: …}]",
+        "mapping:23: entities.cats.fields.toys: must be a block of keys",
+    ]
+
+
+def test_everything_that_does_not_fit_the_tables_is_told_at_once() -> None:
+    text = GOOD.replace("key: id", "key: ids").replace("born: {from: born", "borne: {from: brn")
+    text = text.replace("emit: USER_MIGRATED", "where: shoe_sise > 3\n    on_conflict: skip")
+    text = text.replace("ignore: [shoe_size]", "ignore: [name]")
+    more = {name: Column(name, "text", "text") for name in ("hat", "scarf")}
+    source = {"old_people": replace(SOURCE["old_people"], columns=SOURCE["old_people"].columns | more)}
+    assert flaws(text, source=source) == [
+        "mapping:6: entities.people.key: the table 'old_people' has no column 'ids'; did you mean 'id'?",
+        "mapping:8: entities.people.where: the table 'old_people' has no column 'shoe_sise'; "
+        "did you mean 'shoe_size'?",
+        "mapping:9: entities.people.on_conflict: 'skip' needs a unique natural key, and people.name is not",
+        "mapping:12: entities.people.fields.borne.from: the table 'old_people' has no column 'brn'; "
+        "did you mean 'born'?",
+        "mapping:12: entities.people.fields.borne: the table 'people' has no column 'borne'; "
+        "did you mean 'born'?",
+        "mapping:13: entities.people.ignore: the column 'name' is mapped and ignored",
+        "mapping:13: entities.people.ignore: the source columns 'hat', 'scarf' of 'old_people' are "
+        "neither mapped nor ignored",
+    ]
+
+
+def test_what_needs_a_table_that_is_not_there_is_not_judged() -> None:
+    assert flaws(GOOD, source={}, target={}) == [
+        "mapping:4: entities.people.from: the source has no table 'old_people'",
+        "mapping:5: entities.people.to: the target has no table 'people'",
+    ]
+
+
+def test_fifty_errors_are_told_and_the_others_counted() -> None:
+    text = GOOD + "".join(f"    wrong_{number}: 1\n" for number in range(70))
+    with pytest.raises(MappingError) as caught:
+        parse_mapping(text)
+    lines = str(caught.value).splitlines()
+    assert (caught.value.count, len(caught.value.flaws), len(lines)) == (70, 50, 52)
+    assert lines[0] == "the mapping has 70 errors"
+    assert lines[1].startswith("mapping:13: entities.people.wrong_0: is not a key")
+    assert lines[-1] == "and 20 more"
+
+
+@pytest.mark.parametrize("old", ["version: 1\n", "    from: old_people\n", "    natural_key: name\n"])
+def test_a_mapping_that_lacks_a_part_is_judged_in_its_others(old: str) -> None:
+    assert len(flaws(GOOD.replace(old, "") + "  cats: {}\n")) >= 6
+
+
+BOMB = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "entities: {1: {}}",
+        "1: 2",
+        "entities: 3\nversion: 1",
+        "? [a]\n: 1",
+        "version: &a [*a]",
+        "[" * 2000 + "]" * 2000,
+        BOMB,
+        "[]",
+        "",
+    ],
+)
+def test_whatever_stands_there_is_an_error_of_the_mapping(text: str) -> None:
+    with pytest.raises(MappingError):
+        parse_mapping(text)
