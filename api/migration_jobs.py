@@ -6,6 +6,7 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 from api.jobs import submit
@@ -180,9 +181,13 @@ async def _take(
 
 
 def _held(error: TargetHeldError) -> ProblemError:
-    return ProblemError(
-        CONFLICT, "Another migration holds the target.", members={"migration_id": error.holder}
+    status = error.status.replace("_", " ")
+    detail = (
+        f"Migration {error.holder} holds the target: it is {status} since {error.since}. "
+        f"Wait for it, or cancel it: POST /migrations/{quote(error.holder, safe='')}/cancel."
     )
+    members = {"migration_id": error.holder, "holder_status": error.status, "since": error.since}
+    return ProblemError(CONFLICT, detail, members=members)
 
 
 async def _launch(

@@ -224,6 +224,7 @@ SHOWN = (
     "total_steps",
     "records",
     "records_total",
+    "waits",
     "entities",
     "dagster_run_id",
     "mapping",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -160,6 +162,37 @@ def test_a_run_is_cancelled_from_another_terminal(terminal: Terminal) -> None:
     assert "is cancelled" in cancelled.stdout
     assert out.strip().splitlines()[-1] == "esm: migration 'm-1' was stopped; it can be resumed"
     assert terminal.run(*terminal.over("run", "--id", "m-1")).returncode == 0
+
+
+def test_who_holds_the_target_is_named_with_its_process(terminal: Terminal) -> None:
+    process = started(terminal, *terminal.over("run", "--id", "m-1"))
+    process.send_signal(signal.SIGSTOP)
+    try:
+        line = refused(terminal.run(*terminal.over("run", "--id", "m-2")))
+        assert re.fullmatch(
+            r"esm: migration 'm-1' holds the target: running since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC "
+            rf"in process {process.pid} on {re.escape(socket.gethostname())}; wait for it, or cancel it",
+            line,
+        )
+        line = refused(terminal.run(*terminal.over("run", "--id", "m-1")))
+        assert "migration 'm-1' is running since" in line
+        assert f"in process {process.pid} on" in line
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_a_run_waits_for_is_told(terminal: Terminal) -> None:
+    engine = create_engine(terminal.target.replace("+asyncpg", "+psycopg2"), poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text("LOCK TABLE users IN SHARE MODE"))
+        process = started(terminal, *terminal.over("run", "--id", "m-1"))
+        assert process.stdout is not None
+        waits = next(line for line in process.stdout if " waits: " in line)
+        connection.rollback()
+    out, _ = process.communicate(timeout=60)
+    assert waits.startswith("load waits: the table 'users' is held by a client without a name (backend ")
+    assert process.returncode == 0, out
 
 
 def test_a_killed_run_is_taken_up_at_once(terminal: Terminal) -> None:
