@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
@@ -25,15 +29,86 @@ def copy_text(frame: pl.DataFrame) -> io.BytesIO:
 
 def select_out(connection: sa.Connection, statement: sa.Select[Any], columns: Sequence[str]) -> pl.DataFrame:
     """The rows of a statement as text under these names, by COPY, which SQLAlchemy does not know."""
-    compiled, buffer = statement.compile(dialect=connection.dialect), io.BytesIO()
+    buffer = io.BytesIO()
+    _copy_out(connection, statement, buffer)
+    return _text_frame(buffer.getvalue(), columns)
+
+
+class Outflow:
+    """The rows of a statement as text, by one COPY that a thread reads ahead of whoever takes the pages.
+
+    The connection does nothing else until the last page was taken, or until `end`.
+    """
+
+    def __init__(
+        self, connection: sa.Connection, statement: sa.Select[Any], columns: Sequence[str], rows: int
+    ) -> None:
+        self._connection, self._statement = connection, statement
+        self._columns, self._size = columns, rows
+        self._rows: list[bytes] = []
+        self._full: queue.Queue[bytes | None] = queue.Queue(_PAGES_AHEAD)
+        self._ended = threading.Event()
+        reader = ThreadPoolExecutor(1, thread_name_prefix="outflow")
+        self._reading = reader.submit(self._read)
+        reader.shutdown(wait=False)
+
+    def pages(self) -> Iterator[pl.DataFrame]:
+        """Frames of at most so many rows; once. Raises what the database raises."""
+        try:
+            while (page := self._full.get()) is not None:
+                yield _text_frame(page, self._columns)
+            self._reading.result()
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Take no more: the server is told to stop, and the connection is free again."""
+        self._ended.set()
+        while not self._reading.done():
+            raw: Any = self._connection.connection
+            raw.cancel()
+            with suppress(queue.Empty):
+                while True:
+                    self._full.get_nowait()
+            wait([self._reading], _CANCEL_AGAIN_S)
+
+    def write(self, row: bytes) -> None:
+        """Take one row, which is how the driver hands them over."""
+        self._rows.append(row)
+        if len(self._rows) == self._size:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        page = b"".join(self._rows)
+        self._rows.clear()
+        if page and not self._ended.is_set():
+            self._full.put(page)
+
+    def _read(self) -> None:
+        try:
+            _copy_out(self._connection, self._statement, self)
+            self._hand_over()
+        finally:
+            self._full.put(None)
+
+
+_PAGES_AHEAD = 2
+_CANCEL_AGAIN_S = 0.1
+
+
+def _copy_out(connection: sa.Connection, statement: sa.Select[Any], file: Any) -> None:
+    compiled = statement.compile(dialect=connection.dialect)
     raw: Any = connection.connection
     with raw.cursor() as cursor:
         query = pgsql.SQL(cursor.mogrify(str(compiled), compiled.params).decode())
-        cursor.copy_expert(pgsql.SQL("COPY ({}) TO STDOUT WITH (FORMAT csv)").format(query), buffer)
-    if not buffer.tell():
+        cursor.copy_expert(pgsql.SQL("COPY ({}) TO STDOUT WITH (FORMAT csv)").format(query), file)
+
+
+def _text_frame(text: bytes, columns: Sequence[str]) -> pl.DataFrame:
+    if not text:
         return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
     return pl.read_csv(
-        buffer.getvalue(),  # a null is an empty field, an empty text a quoted one
+        text,  # a null is an empty field, an empty text a quoted one
         has_header=False,
         new_columns=[*columns],
         infer_schema=False,

@@ -110,25 +110,27 @@ class Telling:
 
     def texts(self, payloads: pl.Series) -> pl.DataFrame:
         """`key` and `hash`, the very text, of each record as its event tells it."""
-        told = pl.col("data").str.splitn(_DATA, 2).struct[1].str.splitn(_END, 2).struct[0]
+        told = _before(_after(pl.col("data"), _DATA), "}" + _END)
+        texts = payloads.alias("data").to_frame().select(told.alias("hash"))
         for name in [*self.entity.children][:1]:
-            told = told.str.splitn(f',"{name}":[', 2).struct[0]
-        return self._keyed(payloads.alias("data").to_frame().select(told.alias("hash")))
+            texts = texts.select(_before(pl.col("hash"), f',"{name}":['))
+        return texts.select(self._keys(texts).alias("key"), "hash")
 
     def texts_of(self, page: pl.DataFrame) -> pl.DataFrame:
         """The same of rows of the target."""
         entity = self.entity
-        record = told_record(self.run, entity, page[entity.target_key], page.select(*entity.fields))
-        return self._keyed(record.struct.json_encode().alias("hash").to_frame())
+        keys = page[entity.target_key]
+        record = told_record(self.run, entity, keys, page.select(*entity.fields)).struct.json_encode()
+        return pl.DataFrame([keys.cast(pl.String).alias("key"), record.str.strip_suffix("}").alias("hash")])
 
-    def _keyed(self, texts: pl.DataFrame) -> pl.DataFrame:
+    def _keys(self, texts: pl.DataFrame) -> pl.Series:
         entity = self.entity
         number = entity.target.columns[entity.target_key].kind == "integer"
-        value = pl.col("hash").str.splitn(f'"{entity.target_key}":', 2).struct[1]
+        value = _after(pl.col("hash"), f'"{entity.target_key}":')
         keys = texts.select(value.str.extract(_NUMBER if number else _TEXT)).to_series()
         if keys.str.contains("\\", literal=True).any():
-            keys = pl.Series([orjson.loads(f'"{key}"') for key in keys])
-        return texts.select(keys.alias("key"), pl.col("hash").str.strip_suffix("}"))
+            keys = pl.Series([None if key is None else orjson.loads(f'"{key}"') for key in keys])
+        return keys
 
     def values(self, child: ChildPlan | None, payloads: pl.Series) -> pl.DataFrame:
         """`key` and `hash` of a table's rows as events tell their values, each under its record's key."""
@@ -152,6 +154,18 @@ _MARKS = {"target_data", "migrated_at"}
 """Names of columns that could be taken for them."""
 
 _NUMBER, _TEXT = r"^(-?\d+)", r'^"((?:[^"\\]|\\.)*)"'
+
+
+def _after(text: pl.Expr, mark: str) -> pl.Expr:
+    """What stands behind the first such mark: cut out by bytes, a third of the time of a split."""
+    start = text.str.find(mark, literal=True) + len(mark.encode())
+    return text.cast(pl.Binary).bin.slice(start).cast(pl.String)
+
+
+def _before(text: pl.Expr, mark: str) -> pl.Expr:
+    """What stands before the first such mark; all of it where there is none."""
+    end = text.str.find(mark, literal=True)
+    return text.cast(pl.Binary).bin.slice(0, end).cast(pl.String)
 
 
 def _target_data(payload: str) -> Row:

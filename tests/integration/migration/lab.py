@@ -85,13 +85,12 @@ class Lab:
         target = open_target(self.target_url)
         tables = target.tables({*TARGET_TABLES})
         with target.transaction() as transaction:
-            found = {
-                name: (
-                    transaction.read(tables[name], [*tables[name].columns], after=None, limit=10**6),
-                    [*tables[name].columns.values()],
-                )
-                for name in TARGET_TABLES
-            }
+            found = {}
+            for name, table in tables.items():
+                columns = [*table.columns.values()]
+                nothing = pl.DataFrame(schema={column.name: column.dtype for column in columns})
+                pages = transaction.scan(table, [*table.columns], rows=10**6)
+                found[name] = (pl.concat([nothing, *pages]).sort(table.key or ""), columns)
         target.close()
         return found
 
