@@ -6,7 +6,7 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
 import uuid_utils.compat
@@ -132,6 +132,9 @@ class BaseEvent(BaseModel):
         self.correlation_id = parent.correlation_id or parent.event_id
         self.causation_id = parent.event_id
         return self
+
+    encoded_payload: ClassVar[bytes | None] = None
+    """The payload as canonical JSON, where it is at hand (see kept_payload)."""
 
     @property
     def defaulted_payload(self) -> frozenset[str]:

@@ -34,6 +34,7 @@ from eventsourcing.base_event import (
 )
 from eventsourcing.canonical import decode, encode
 from eventsourcing.errors import InvalidEventError
+from eventsourcing.kept_payload import KeptPayload
 from eventsourcing.recorded_event import RecordedEvent
 from eventsourcing.upcasting import SCHEMA_VERSION, Lineage, register_lineage, write_newest
 
@@ -49,7 +50,6 @@ __all__ = [
     "RecordedEvent",
     "TypedEvent",
     "UtcDatetime",
-    "complete_payload",
     "derived_event_id",
     "deterministic_event_id",
     "event_class",
@@ -73,7 +73,7 @@ class EventPayload(BaseModel):
 OCCURRED: Any = Field(default=None, description="Defaults to the event's timestamp.")
 
 
-class TypedEvent(BaseEvent):
+class TypedEvent(KeptPayload):
     """An event of a declared type: the constructor takes the payload's fields beside the event's own.
 
     A subclass names its type, its aggregate and the argument that becomes the aggregate_id, and
@@ -149,10 +149,9 @@ class TypedEvent(BaseEvent):
         values.setdefault("event_type", self.declared_type)
         values.setdefault("aggregate_type", self.declared_aggregate)
         super().__init__(**values)
-        data, defaulted = complete_payload(type(self), given, self.timestamp)
-        self.__dict__["data"] = data
+        encoded, self._defaulted = encode_payload(type(self), given, self.timestamp)
+        self.keep_payload(encoded)
         self.__pydantic_fields_set__.add("data")
-        self._defaulted = defaulted
 
     @classmethod
     def of_valid(cls, fields: Mapping[str, Any]) -> Self:
@@ -166,12 +165,13 @@ class TypedEvent(BaseEvent):
         if "timestamp" not in own:
             own["timestamp"] = datetime.now(UTC)
         own["metadata"] = dict(fields.get("metadata", ()))
-        own["data"], defaulted = complete_payload(cls, fields["data"], own["timestamp"])
+        encoded, defaulted = encode_payload(cls, own.pop("data"), own["timestamp"])
         event = object.__new__(cls)
         set_fields(event, own)
         set_names(event, set(fields))
         set_extra(event, None)
         set_private(event, {"_defaulted": defaulted})
+        event.keep_payload(encoded)
         return event
 
     @property
@@ -186,10 +186,10 @@ class TypedEvent(BaseEvent):
             self.data.update(dict.fromkeys(self._defaulted, moment))
 
 
-def complete_payload(
+def encode_payload(
     cls: type[TypedEvent], given: Mapping[str, Any], timestamp: datetime
-) -> tuple[dict[str, Any], frozenset[str]]:
-    """Validate a payload against its declaration: the canonical payload, and the fields defaulted.
+) -> tuple[bytes, frozenset[str]]:
+    """Validate a payload against its declaration: its canonical JSON, and the fields defaulted.
 
     Raises pydantic's ValidationError naming the payload's fields, or InvalidEventError.
     """
@@ -197,8 +197,7 @@ def complete_payload(
     defaulted = frozenset([name for name in _following(model) if given.get(name) is None])
     payload = model.model_validate({**given, **dict.fromkeys(defaulted, timestamp)})
     extra = payload.__pydantic_extra__ or {}
-    canonical: dict[str, Any] = decode(encode({**payload.__dict__, **extra}))
-    return canonical, defaulted
+    return encode({**payload.__dict__, **extra}), defaulted
 
 
 @cache
