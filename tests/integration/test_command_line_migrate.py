@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -165,9 +166,7 @@ def test_a_run_is_cancelled_from_another_terminal(terminal: Terminal) -> None:
 
 
 def test_who_holds_the_target_is_named_with_its_process(terminal: Terminal) -> None:
-    process = started(terminal, *terminal.over("run", "--id", "m-1"))
-    process.send_signal(signal.SIGSTOP)
-    try:
+    with waiting_run(terminal) as (process, _):
         line = refused(terminal.run(*terminal.over("run", "--id", "m-2")))
         assert re.fullmatch(
             r"esm: migration 'm-1' holds the target: running since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC "
@@ -177,22 +176,29 @@ def test_who_holds_the_target_is_named_with_its_process(terminal: Terminal) -> N
         line = refused(terminal.run(*terminal.over("run", "--id", "m-1")))
         assert "migration 'm-1' is running since" in line
         assert f"in process {process.pid} on" in line
-    finally:
-        process.kill()
-        process.communicate()
+    process.communicate(timeout=60)
 
 
 def test_what_a_run_waits_for_is_told(terminal: Terminal) -> None:
+    with waiting_run(terminal) as (process, waits):
+        assert waits.startswith("load waits: the table 'users' is held by a client without a name (backend ")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+
+
+@contextmanager
+def waiting_run(terminal: Terminal) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A run of m-1 that waits for a table until the block ends, and the line in which it says so."""
     engine = create_engine(terminal.target.replace("+asyncpg", "+psycopg2"), poolclass=NullPool)
     with engine.connect() as connection:
         connection.execute(text("LOCK TABLE users IN SHARE MODE"))
         process = started(terminal, *terminal.over("run", "--id", "m-1"))
         assert process.stdout is not None
-        waits = next(line for line in process.stdout if " waits: " in line)
-        connection.rollback()
-    out, _ = process.communicate(timeout=60)
-    assert waits.startswith("load waits: the table 'users' is held by a client without a name (backend ")
-    assert process.returncode == 0, out
+        try:
+            yield process, next(line for line in process.stdout if " waits: " in line)
+        except BaseException:
+            process.kill()
+            raise
 
 
 def test_a_killed_run_is_taken_up_at_once(terminal: Terminal) -> None:
