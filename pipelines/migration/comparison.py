@@ -149,22 +149,9 @@ class _Reading:
         return pl.DataFrame([page[table.key or ""].cast(pl.String).alias("key"), hashes.alias("hash")])
 
     def _pages(self) -> Iterator[pl.DataFrame]:
-        """All rows in key order, a page at a time."""
+        """All rows, a page at a time."""
         table, child = self.item.table, self.item.child
         _, owner = table_of(self.item.entity, child)
         told = told_columns(self.run, self.item.entity, child)
         names = sorted({*self.item.columns, owner, *(column.name for column in told)})
-        return pages(self.transaction, table, names)
-
-
-def pages(transaction: TargetTransaction, table: Table, names: list[str]) -> Iterator[pl.DataFrame]:
-    """All rows of a table in key order, a page at a time; the key is among the columns."""
-    assert table.key is not None
-    after = None
-    while True:
-        page = transaction.read(table, names, after=after, limit=PAGE)
-        if page.height:
-            yield page
-            after = page[table.key][-1]
-        if page.height < PAGE:
-            return
+        return self.transaction.scan(table, names, rows=PAGE)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from pipelines.migration.errors import RecordRefusedError, TargetError
-from pipelines.migration.postgres_values import copy_text, select_out, typed_frame
+from pipelines.migration.postgres_values import Outflow, copy_text, select_out, typed_frame
 from pipelines.migration.relational import RelationalTransaction, key_of, reflect_references
 from pipelines.migration.schema import Column, Table, reflect_tables
 from pipelines.migration.target import Reference
@@ -63,7 +63,11 @@ class PostgresTarget:
     def transaction(self) -> Iterator[PostgresTransaction]:
         try:
             with self._engine.begin() as connection:
-                yield PostgresTransaction(connection)
+                transaction = PostgresTransaction(connection)
+                try:
+                    yield transaction
+                finally:
+                    transaction.end_scan()
         except sa.exc.DBAPIError as error:
             raise _translated(error.orig, self._url.database) from None
         except psycopg2.Error as error:
@@ -75,6 +79,8 @@ class PostgresTarget:
 
 class PostgresTransaction(RelationalTransaction):
     """One open transaction."""
+
+    _scanning: Outflow | None = None
 
     def lock(self) -> None:
         self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
@@ -113,6 +119,20 @@ class PostgresTransaction(RelationalTransaction):
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
         page = select_out(self._connection, statement, [column.name for column in columns])
         return typed_frame(page, columns).drop("_ill_typed")
+
+    def scan_frames(
+        self, columns: Sequence[Column], statement: sa.Select[Any], rows: int
+    ) -> Iterator[pl.DataFrame]:
+        """A sort of all that is left for each page, which a server without statistics prefers to an index,
+        would make reading in order quadratic; one COPY has no order, and sees one moment."""
+        self._scanning = Outflow(self._connection, statement, [column.name for column in columns], rows)
+        for page in self._scanning.pages():
+            yield typed_frame(page, columns).drop("_ill_typed")
+
+    def end_scan(self) -> None:
+        """Let go of a scan that nobody reads to its end: it holds the connection."""
+        if self._scanning is not None:
+            self._scanning.end()
 
     def insert(self, table: Table, frame: pl.DataFrame) -> None:
         if not frame.is_empty():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
@@ -25,15 +28,89 @@ def copy_text(frame: pl.DataFrame) -> io.BytesIO:
 
 def select_out(connection: sa.Connection, statement: sa.Select[Any], columns: Sequence[str]) -> pl.DataFrame:
     """The rows of a statement as text under these names, by COPY, which SQLAlchemy does not know."""
-    compiled, buffer = statement.compile(dialect=connection.dialect), io.BytesIO()
+    buffer = io.BytesIO()
+    _copy_out(connection, statement, buffer)
+    return _text_frame(buffer.getvalue(), columns)
+
+
+class Outflow:
+    """The rows of a statement as text, by one COPY that a thread reads ahead of whoever takes the pages.
+
+    The connection does nothing else until the last page was taken, or until `end`.
+    """
+
+    def __init__(
+        self, connection: sa.Connection, statement: sa.Select[Any], columns: Sequence[str], rows: int
+    ) -> None:
+        self._connection, self._statement = connection, statement
+        self._columns, self._size = columns, rows
+        self._rows: list[bytes] = []
+        self._full: queue.Queue[bytes | BaseException | None] = queue.Queue(_PAGES_AHEAD)
+        self._ended = threading.Event()
+        self._reader = threading.Thread(target=self._read, name="outflow", daemon=True)
+
+    def pages(self) -> Iterator[pl.DataFrame]:
+        """Frames of at most so many rows; once. Raises what the database raises."""
+        self._reader.start()
+        try:
+            while (page := self._full.get()) is not None:
+                if isinstance(page, BaseException):
+                    raise page
+                yield _text_frame(page, self._columns)
+            self._reader.join()
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Take no more: the server is told to stop, and the connection is free again."""
+        self._ended.set()
+        while self._reader.is_alive():
+            raw: Any = self._connection.connection
+            raw.cancel()
+            with suppress(queue.Empty):
+                while True:
+                    self._full.get_nowait()
+            self._reader.join(_CANCEL_AGAIN_S)
+
+    def write(self, row: bytes) -> None:
+        """Take one row, which is how the driver hands them over."""
+        self._rows.append(row)
+        if len(self._rows) == self._size:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        page = b"".join(self._rows)
+        self._rows.clear()
+        if page and not self._ended.is_set():
+            self._full.put(page)
+
+    def _read(self) -> None:
+        found: BaseException | None = None
+        try:
+            _copy_out(self._connection, self._statement, self)
+            self._hand_over()
+        except BaseException as error:
+            found = error
+        self._full.put(found)
+
+
+_PAGES_AHEAD = 2
+_CANCEL_AGAIN_S = 0.1
+
+
+def _copy_out(connection: sa.Connection, statement: sa.Select[Any], file: Any) -> None:
+    compiled = statement.compile(dialect=connection.dialect)
     raw: Any = connection.connection
     with raw.cursor() as cursor:
         query = pgsql.SQL(cursor.mogrify(str(compiled), compiled.params).decode())
-        cursor.copy_expert(pgsql.SQL("COPY ({}) TO STDOUT WITH (FORMAT csv)").format(query), buffer)
-    if not buffer.tell():
+        cursor.copy_expert(pgsql.SQL("COPY ({}) TO STDOUT WITH (FORMAT csv)").format(query), file)
+
+
+def _text_frame(text: bytes, columns: Sequence[str]) -> pl.DataFrame:
+    if not text:
         return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
     return pl.read_csv(
-        buffer.getvalue(),  # a null is an empty field, an empty text a quoted one
+        text,  # a null is an empty field, an empty text a quoted one
         has_header=False,
         new_columns=[*columns],
         infer_schema=False,

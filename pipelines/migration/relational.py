@@ -36,6 +36,12 @@ class RelationalTransaction(ABC):
         """The rows of a statement over these columns, in their staged types."""
 
     @abstractmethod
+    def scan_frames(
+        self, columns: Sequence[Column], statement: sa.Select[Any], rows: int
+    ) -> Iterator[pl.DataFrame]:
+        """The same, a number of rows at a time."""
+
+    @abstractmethod
     def images(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
         """See TargetTransaction.images."""
 
@@ -99,13 +105,10 @@ class RelationalTransaction(ABC):
         rows = self._connection.execute(statement.where(self.among(kind, column, keys)))
         return [(referred, own_key) for referred, own_key in rows]
 
-    def read(self, table: Table, columns: list[str], *, after: Any, limit: int) -> pl.DataFrame:
-        """See TargetTransaction.read."""
+    def scan(self, table: Table, columns: list[str], *, rows: int) -> Iterator[pl.DataFrame]:
+        """See TargetTransaction.scan."""
         picked = [table.columns[name] for name in columns]
-        statement = self._select(table, picked).order_by(key_of(table)).limit(limit)
-        if after is not None:
-            statement = statement.where(key_of(table) > after)
-        return self.read_frame(picked, statement)
+        return self.scan_frames(picked, self._select(table, picked), rows)
 
     def rows(self, table: Table, columns: list[str], *, of: str, among: Sequence[Any]) -> pl.DataFrame:
         """See TargetTransaction.rows."""

@@ -128,6 +128,12 @@ class SqliteTransaction(RelationalTransaction):
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
         return frame_of(columns, self._connection.execute(statement).all()).drop("_ill_typed")
 
+    def scan_frames(
+        self, columns: Sequence[Column], statement: sa.Select[Any], rows: int
+    ) -> Iterator[pl.DataFrame]:
+        for part in self._connection.execute(statement).partitions(rows):
+            yield frame_of(columns, part).drop("_ill_typed")
+
     def insert(self, table: Table, frame: pl.DataFrame) -> None:
         statement = sa.insert(sa.table(table.name, *map(sa.column, frame.columns)))
         self._many(statement, stored_rows(frame))

@@ -6,7 +6,7 @@ This is the seam that a new kind of database joins: a `Target` that opens transa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +86,9 @@ class TargetTransaction(Protocol):
     def referring(self, reference: Reference, keys: Sequence[Any]) -> list[tuple[str, str | None]]:
         """The rows that refer to these keys: (the key referred to, their own key or None), as text."""
 
-    def read(self, table: Table, columns: list[str], *, after: Any, limit: int) -> pl.DataFrame:
-        """The next rows in key order, in the columns' staged types; `after` None begins."""
+    def scan(self, table: Table, columns: list[str], *, rows: int) -> Iterator[pl.DataFrame]:
+        """All rows as they are at one moment, in no order, at most `rows` in a frame, in the columns' staged
+        types. Until it ends, the transaction does nothing else."""
 
     def rows(self, table: Table, columns: list[str], *, of: str, among: Sequence[Any]) -> pl.DataFrame:
         """The rows whose column `of` has one of these values, in key order and staged types."""
