@@ -10,11 +10,12 @@ from uuid import uuid4
 
 from api.jobs import submit
 from api.launcher import Launcher
+from api.mappings import require_mapping
 from api.migration_schemas import RESERVED, MigrationBody, RetryBody, RollbackBody
 from api.problems import CONFLICT, NOT_FOUND, ProblemError, invalid_field
 from eventsourcing import EventStore, NotFoundError, Settings
 from eventsourcing.bootstrap import System
-from resources.connections import knows_target, mapping_file, source_url
+from resources.connections import knows_target, source_url
 from resources.migration_journal import (
     ALIVE,
     RESUMABLE,
@@ -32,10 +33,11 @@ _ENDED = (*RESUMABLE, "completed", "rolled_back")
 async def start_migration(system: System, jobs: Launcher, body: MigrationBody) -> tuple[str, str]:
     """Write the row of a migration and start its job: its id and its run's.
 
-    Raises a 422 problem for a name that is not configured, 409 while another migration holds the target
-    or has the id, 503 when the job does not start; the row then says so.
+    Raises a 422 problem for a name that is not configured and for a malformed mapping, 409 while another
+    migration holds the target or has the id, 503 when the job does not start; the row then says so.
     """
-    await _require_names(system.settings, mapping=body.mapping, source=body.source, target=body.target)
+    await _require_connections(system.settings, source=body.source, target=body.target)
+    await require_mapping(system.settings, body.mapping)
     migration_id = body.migration_id or f"migration-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
     if migration_id in RESERVED:
         raise invalid_field("migration_id", "is reserved")
@@ -114,11 +116,11 @@ async def verify_migration(store: EventStore, jobs: Launcher, migration_id: str)
 
 
 async def retry_migration(system: System, jobs: Launcher, migration_id: str, body: RetryBody) -> str:
-    """Start the retry of a quarantine. Raises a 404 problem, 422 for an unknown mapping, 409 unless the
-    migration is completed."""
+    """Start the retry of a quarantine. Raises a 404 problem, 422 for an unknown or malformed mapping, 409
+    unless the migration is completed."""
     await known_row(system.store, migration_id)
     if body.mapping is not None:
-        await _require_names(system.settings, mapping=body.mapping)
+        await require_mapping(system.settings, body.mapping)
     journal = MigrationJournal(system.store.storage)
     await _take(journal, migration_id, allowed=("completed",), status="queued")
     config = _op("retry_records", {"migration_id": migration_id, **body.model_dump(exclude_none=True)})
@@ -201,13 +203,11 @@ def _op(name: str, config: dict[str, Any]) -> dict[str, Any]:
     return {"ops": {name: {"config": config}}}
 
 
-async def _require_names(settings: Settings, **names: str) -> None:
+async def _require_connections(settings: Settings, *, source: str, target: str) -> None:
     """Raise a 422 problem for the first name that is not configured."""
-    if "target" in names and not knows_target(settings, names["target"]):
+    if not knows_target(settings, target):
         raise invalid_field("target", "is not the name of a configured target")
-    for field, find in (("mapping", mapping_file), ("source", source_url)):
-        if field in names:
-            try:
-                await asyncio.to_thread(find, settings, names[field])
-            except NotFoundError:
-                raise invalid_field(field, f"is not the name of a configured {field}") from None
+    try:
+        await asyncio.to_thread(source_url, settings, source)
+    except NotFoundError:
+        raise invalid_field("source", "is not the name of a configured source") from None

@@ -216,6 +216,13 @@ def invalid_field(field: str, detail: str, *, index: int | None = None, where: s
     return _invalid([_field_error(field.split(".") if field else [], detail, where, index)])
 
 
+def invalid_place(field: str, detail: str, entries: Sequence[Mapping[str, Any]]) -> ProblemError:
+    """The problem of one field that is wrong in several ways: an entry of `errors` for each, with members
+    of its own beside `detail`."""
+    errors = [{**_field_error([field], "", "body"), **entry} for entry in entries]
+    return ProblemError(INVALID, f"{field}: {detail}", members={"errors": errors})
+
+
 def problem_of(error: EventSourcingError, *, index: int | None = None) -> ProblemError:
     """The problem that a library error is to the caller; `index` is the place in a batch."""
     place = {} if index is None else {"index": index}

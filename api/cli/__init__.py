@@ -1,4 +1,5 @@
-"""`esm`, the command line. Every failure is one line on stderr and a non-zero exit.
+"""`esm`, the command line. Every failure is one line on stderr, or one for each error of a mapping, and a
+non-zero exit.
 
 A command's module is imported when the command is called: looking at events needs no Dagster.
 """

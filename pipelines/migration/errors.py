@@ -48,8 +48,16 @@ class Flaw:
         return f"{where}: {self.field}: {self.reason}" if self.field else f"{where}: {self.reason}"
 
 
-MOST_FLAWS = 50
-"""How many flaws of a mapping are told; the others are counted."""
+MOST_TOLD = 50
+"""How many lines an error has; what is beyond is counted."""
+
+
+def _listed(what: str, found: Sequence[str]) -> str:
+    """One line for one thing; a heading and a line for each for several."""
+    if len(found) == 1:
+        return f"{what}: {found[0]}"
+    more = [f"and {len(found) - MOST_TOLD} more"] if len(found) > MOST_TOLD else []
+    return "\n".join([f"{what} in {len(found)} places:", *found[:MOST_TOLD], *more])
 
 
 class MappingError(MigrationError):
@@ -60,13 +68,9 @@ class MappingError(MigrationError):
     """
 
     def __init__(self, flaws: Sequence[Flaw]) -> None:
-        self.flaws, self.count = tuple(flaws[:MOST_FLAWS]), len(flaws)
-        lines = [str(flaw) for flaw in self.flaws]
-        if self.count > 1:
-            lines.insert(0, f"the mapping has {self.count} errors")
-        if self.count > MOST_FLAWS:
-            lines.append(f"and {self.count - MOST_FLAWS} more")
-        super().__init__("\n".join(lines), stage="mapping")
+        self.flaws, self.count = tuple(flaws[:MOST_TOLD]), len(flaws)
+        told = str(flaws[0]) if self.count == 1 else _listed("the mapping is wrong", [*map(str, flaws)])
+        super().__init__(told, stage="mapping")
 
 
 class SourceError(MigrationError):
@@ -108,12 +112,12 @@ class TargetBusyError(TargetError):
 
 
 class SchemaIncompatibleError(MigrationError):
-    """Source and target do not fit; `blockers` says why, one line each. No record was written."""
+    """Source and target do not fit; `blockers` says why, one line each, as the message does. No record
+    was written."""
 
     def __init__(self, blockers: list[str]) -> None:
         self.blockers = blockers
-        more = f" (and {len(blockers) - 1} more)" if len(blockers) > 1 else ""
-        super().__init__(f"the schemas do not fit: {blockers[0]}{more}", stage="schema")
+        super().__init__(_listed("the schemas do not fit", blockers), stage="schema")
 
 
 class StagedDataError(MigrationError):

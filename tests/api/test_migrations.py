@@ -126,6 +126,28 @@ async def test_a_caller_can_name_only_what_is_configured(
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_every_error_of_a_mapping_is_told_and_no_job_started(
+    recorded: tuple[httpx2.AsyncClient, Recorder], place: Settings
+) -> None:
+    client, recorder = recorded
+    text_of = (place.data_dir / "mappings" / "panel.yaml").read_text()
+    wrong = text_of.replace("emit: USER_MIGRATED", "emit: USER_MOVED").replace("[lower]", "[lowr]")
+    (place.data_dir / "mappings" / "wrong.yaml").write_text(wrong)
+    before = len(recorder.submitted)
+    body = {"mapping": "wrong", "source": "panel.db", "target": "successor"}
+    for sent in (body, {**body, "dry_run": True}):
+        problem = assert_problem(await client.post("/migrations", json=sent), 422, "invalid")
+        assert problem["detail"] == "mapping: is wrong in 2 places"
+        emit, transform = problem["errors"]
+        assert (emit["field"], emit["in"], emit["pointer"]) == ("mapping", "body", "#/mapping")
+        assert emit["path"] == "entities.users.emit"
+        assert wrong.splitlines()[emit["line"] - 1].strip() == "emit: USER_MOVED"
+        assert "did you mean 'USER_MIGRATED'?" in emit["detail"]
+        assert transform["detail"].endswith("unknown transform 'lowr'; did you mean 'lower'?")
+    assert len(recorder.submitted) == before
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_one_migration_holds_a_target_and_states_forbid_what_they_must(
     recorded: tuple[httpx2.AsyncClient, Recorder], place: Settings
 ) -> None:

@@ -184,6 +184,21 @@ def test_what_is_not_there_is_one_line(terminal: Terminal, arguments: list[str],
     assert said in refused(terminal.run(*arguments))
 
 
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_every_error_of_a_mapping_is_a_line(terminal: Terminal, command: str) -> None:
+    wrong = terminal.folder / "wrong.yaml"
+    text_of = terminal.mapping.read_text().replace("      is_sudo: {", "      is_sudoo: {")
+    wrong.write_text(text_of.replace("{from: used_traffic}", "{from: used_trafic}"))
+    done = terminal.run(*terminal.over(command, mapping=wrong))
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()
+    assert said[0] == "esm: the mapping is wrong in 2 places:"
+    assert said[1].startswith(
+        "wrong.yaml:24: entities.admins.fields.is_sudoo: the table 'admins' has no colu"
+    )
+    assert said[2].endswith("the table 'users' has no column 'used_trafic'; did you mean 'used_traffic'?")
+
+
 def test_a_name_that_is_no_connection_is_one_line(terminal: Terminal) -> None:
     mapping, source = str(terminal.mapping), str(terminal.source)
     line = refused(terminal.run("plan", mapping, "-s", source, "-t", "nowhere"))

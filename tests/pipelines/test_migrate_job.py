@@ -19,6 +19,7 @@ from eventsourcing.catalogue import MIGRATION_SEQUENCE
 from eventsourcing.events import RecordedEvent
 from pipelines.jobs import migrate
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
+from resources.migration_journal import MigrationJournal
 from tests.pipelines.conftest import RunJob
 
 MIGRATION = "migration-1"
@@ -88,6 +89,19 @@ def test_names_that_are_not_configured_are_refused(panel: Panel, run_job: RunJob
         result = run_job("migrate", {**panel.config, name: value})
         assert _failures(result) == {"start": f"no {name} {value!r}"}
     assert _events() == []
+
+
+def test_every_error_of_a_mapping_stands_in_the_failure(
+    panel: Panel, data_dir: Path, run_job: RunJob
+) -> None:
+    file = data_dir / "mappings" / "panel.yaml"
+    wrong = file.read_text().replace("      is_sudo: {", "      is_sudoo: {")
+    file.write_text(wrong.replace("{from: used_traffic}", "{from: used_trafic}"))
+    result = run_job("migrate", panel.config)
+    said = _failures(result)["start"].splitlines()
+    assert said[0] == "the mapping is wrong in 2 places:"
+    assert ["did you mean" in line and line.startswith("panel.yaml:") for line in said[1:]] == [True, True]
+    assert _row()["failure"].splitlines() == said
 
 
 def test_a_failed_stage_is_kept_and_resumed_where_it_failed(panel: Panel, tmp_path: Path) -> None:
@@ -167,6 +181,14 @@ def _events() -> list[RecordedEvent]:
     async def read() -> list[RecordedEvent]:
         async with open_system() as system:
             return [event async for event in system.store.get_all_events()]
+
+    return asyncio.run(read())
+
+
+def _row() -> dict[str, Any]:
+    async def read() -> dict[str, Any]:
+        async with open_system() as system:
+            return await MigrationJournal(system.store.storage).get(MIGRATION) or {}
 
     return asyncio.run(read())
 

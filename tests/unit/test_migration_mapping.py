@@ -295,7 +295,7 @@ def test_fifty_errors_are_told_and_the_others_counted() -> None:
         parse_mapping(text)
     lines = str(caught.value).splitlines()
     assert (caught.value.count, len(caught.value.flaws), len(lines)) == (70, 50, 52)
-    assert lines[0] == "the mapping has 70 errors"
+    assert lines[0] == "the mapping is wrong in 70 places:"
     assert lines[1].startswith("mapping:13: entities.people.wrong_0: is not a key")
     assert lines[-1] == "and 20 more"
 
