@@ -23,6 +23,7 @@ from eventsourcing.query import EventQuery
 from pipelines.migration.announce import EventLog
 from pipelines.migration.context import RunContext
 from pipelines.migration.eventframes import streams_of, told_record
+from pipelines.migration.keys import key_text, key_value
 from pipelines.migration.plan import ChildPlan, EntityPlan
 from pipelines.migration.records import rolled_back_class
 from pipelines.migration.rowhash import row_hashes
@@ -30,6 +31,8 @@ from pipelines.migration.schema import Column, Table
 
 Row = dict[str, Any]
 
+_PLAIN = frozenset({"text", "integer", "uuid"})
+"""Kinds whose text in JSON is their text in a key."""
 _SAME_TEXT = frozenset({"text", "integer", "boolean", "datetime", "datetime_tz", "date", "uuid", "binary"})
 """Kinds of columns whose values have one text in JSON, whichever database they come from."""
 
@@ -106,7 +109,9 @@ class Telling:
         """Whether the rows of a table can be compared as texts: those of a record, without its children."""
         names, table = self.entity.loaded_columns, self.entity.target
         kinds = {table.columns[name].kind for name in names}
-        return child is None and kinds <= _SAME_TEXT and not _MARKS & {*names, *self.entity.columns}
+        keys = {column.kind for column in self.entity.target_key}
+        same = kinds <= _SAME_TEXT and (len(self.entity.target_key) == 1 or keys <= _PLAIN)
+        return child is None and same and not _MARKS & {*names, *self.entity.columns}
 
     def texts(self, payloads: pl.Series) -> pl.DataFrame:
         """`key` and `hash`, the very text, of each record as its event tells it."""
@@ -118,17 +123,15 @@ class Telling:
     def texts_of(self, page: pl.DataFrame) -> pl.DataFrame:
         """The same of rows of the target."""
         entity = self.entity
-        record = told_record(self.run, entity, page[entity.target_key], page.select(*entity.fields))
+        keys = page.select(key_value(entity.target_key)).to_series()
+        record = told_record(self.run, entity, keys, page.select(*entity.fields))
         return self._keyed(record.struct.json_encode().alias("hash").to_frame())
 
     def _keyed(self, texts: pl.DataFrame) -> pl.DataFrame:
-        entity = self.entity
-        number = entity.target.columns[entity.target_key].kind == "integer"
-        value = pl.col("hash").str.splitn(f'"{entity.target_key}":', 2).struct[1]
-        keys = texts.select(value.str.extract(_NUMBER if number else _TEXT)).to_series()
-        if keys.str.contains("\\", literal=True).any():
-            keys = pl.Series([orjson.loads(f'"{key}"') for key in keys])
-        return texts.select(keys.alias("key"), pl.col("hash").str.strip_suffix("}"))
+        columns = self.entity.target_key
+        parts = pl.DataFrame([_part_in(texts["hash"], column) for column in columns])
+        keys = parts.select(key_text([replace(column, kind="text") for column in columns]))
+        return texts.select(keys.to_series().alias("key"), pl.col("hash").str.strip_suffix("}"))
 
     def values(self, child: ChildPlan | None, payloads: pl.Series) -> pl.DataFrame:
         """`key` and `hash` of a table's rows as events tell their values, each under its record's key."""
@@ -142,7 +145,7 @@ class Telling:
         table, owner = table_of(self.entity, child)
         columns = told_columns(self.run, self.entity, child)
         hashes = row_hashes(seen(self.run, table, columns, page), columns).alias("hash")
-        return pl.DataFrame([page[owner].cast(pl.String).alias("key"), hashes])
+        return page.select(key_text(table.pick(owner)).alias("key"), hashes)
 
 
 _DATA, _END = '"target_data":', ',"migrated_at":"'
@@ -154,19 +157,34 @@ _MARKS = {"target_data", "migrated_at"}
 _NUMBER, _TEXT = r"^(-?\d+)", r'^"((?:[^"\\]|\\.)*)"'
 
 
+def _part_in(texts: pl.Series, column: Column) -> pl.Series:
+    """One column of the key, as text, out of what events tell."""
+    value = pl.col(texts.name).str.splitn(f'"{column.name}":', 2).struct[1]
+    found = (
+        texts.to_frame().select(value.str.extract(_NUMBER if column.kind == "integer" else _TEXT)).to_series()
+    )
+    if found.str.contains("\\", literal=True).any():
+        found = pl.Series([orjson.loads(f'"{text}"') for text in found])
+    return found.alias(column.name)
+
+
 def _target_data(payload: str) -> Row:
     found: Row = orjson.loads(payload)["target_data"]
     return found
 
 
-def table_of(entity: EntityPlan, child: ChildPlan | None) -> tuple[Table, str]:
-    """The table of an entity or of its children, and its column that holds the record's key."""
-    return (entity.target, entity.target_key) if child is None else (child.table, child.parent)
+def table_of(entity: EntityPlan, child: ChildPlan | None) -> tuple[Table, tuple[str, ...]]:
+    """The table of an entity or of its children, and its columns that hold the record's key."""
+    return (entity.target, entity.target.key) if child is None else (child.table, child.parent)
 
 
 def told_rows(entity: EntityPlan, child: ChildPlan | None, records: list[Row]) -> tuple[list[str], list[Row]]:
     """The record keys and the rows that events tell of one table."""
-    keys = [str(record[entity.target_key]) for record in records]
+    columns = entity.target_key
+    if len(columns) == 1:
+        keys = [str(record[columns[0].name]) for record in records]
+    else:
+        keys = typed(columns, records).select(key_text(columns)).to_series().to_list()
     if child is None:
         return keys, records
     pairs = [
@@ -183,7 +201,7 @@ def told_columns(run: RunContext, entity: EntityPlan, child: ChildPlan | None) -
         secret = {name for name, spec in entity.fields.items() if spec.secret}
     else:
         secret = {*child.secret}
-        names = child.made_columns(entity.source, entity.target.columns[entity.target_key], run.plan.settings)
+        names = child.made_columns(entity.source, entity.record_dtype, run.plan.settings)
     columns = [table.columns[name] for name in sorted({*names})]
     return [replace(column, kind="text") if column.name in secret else column for column in columns]
 

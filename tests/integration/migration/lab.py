@@ -16,8 +16,8 @@ from eventsourcing.events import RecordedEvent
 from pipelines.migration import Mapping, Migration, Progress, StageOutcome, parse_mapping
 from pipelines.migration.legacy_panel import TARGET_TABLES, mapping_path
 from pipelines.migration.rowhash import row_hashes
-from pipelines.migration.schema import Column
-from pipelines.migration.target import open_target
+from pipelines.migration.schema import Column, Table
+from pipelines.migration.target import TargetTransaction, open_target
 
 USERS = 240
 
@@ -43,6 +43,7 @@ class Lab:
     target_url: str
     work_dir: Path
     mapping: Mapping
+    tables: tuple[str, ...] = tuple(TARGET_TABLES)
 
     def migration(
         self,
@@ -83,20 +84,23 @@ class Lab:
     def contents(self) -> dict[str, tuple[pl.DataFrame, list[Column]]]:
         """Each table's rows in key order, and its columns."""
         target = open_target(self.target_url)
-        tables = target.tables({*TARGET_TABLES})
+        tables = target.tables({*self.tables})
         with target.transaction() as transaction:
             found = {
-                name: (
-                    transaction.read(tables[name], [*tables[name].columns], after=None, limit=10**6),
-                    [*tables[name].columns.values()],
-                )
-                for name in TARGET_TABLES
+                name: (whole(transaction, tables[name]), [*tables[name].columns.values()])
+                for name in self.tables
             }
         target.close()
         return found
 
     def rows(self, table: str) -> int:
         return int(self.execute(f"SELECT count(*) FROM {table}")[0][0])
+
+
+def whole(transaction: TargetTransaction, table: Table) -> pl.DataFrame:
+    """All rows of a table in key order."""
+    nothing = pl.DataFrame(schema={name: column.dtype for name, column in table.columns.items()})
+    return pl.concat([nothing, *transaction.scan(table, [*table.columns], rows=10**6)]).sort(table.key)
 
 
 @dataclass(frozen=True)
