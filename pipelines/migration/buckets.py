@@ -93,8 +93,9 @@ class Sums:
 
     def add(self, frame: pl.DataFrame) -> None:
         """Add rows; `hash` is any text that is equal for equal rows only."""
-        row = pl.concat_str("key", "hash", separator="\x1f", ignore_nulls=True)
-        summed = [(row.hash(seed) // 2**24).sum().alias(f"sum{place}") for place, seed in enumerate(_SEEDS)]
+        # A product binds a hash to its key: of two keys that swap theirs, a sum of both would tell nothing.
+        rows = [pl.col("key").hash(seed) * pl.col("hash").hash(seed) // 2**24 for seed in _SEEDS]
+        summed = [row.sum().alias(f"sum{place}") for place, row in enumerate(rows)]
         self._parts.append(
             frame.group_by(_bucket().alias("bucket")).agg(pl.len().cast(pl.UInt64).alias("count"), *summed)
         )

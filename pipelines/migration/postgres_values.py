@@ -6,6 +6,7 @@ import io
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 
@@ -45,32 +46,31 @@ class Outflow:
         self._connection, self._statement = connection, statement
         self._columns, self._size = columns, rows
         self._rows: list[bytes] = []
-        self._full: queue.Queue[bytes | BaseException | None] = queue.Queue(_PAGES_AHEAD)
+        self._full: queue.Queue[bytes | None] = queue.Queue(_PAGES_AHEAD)
         self._ended = threading.Event()
-        self._reader = threading.Thread(target=self._read, name="outflow", daemon=True)
+        reader = ThreadPoolExecutor(1, thread_name_prefix="outflow")
+        self._reading = reader.submit(self._read)
+        reader.shutdown(wait=False)
 
     def pages(self) -> Iterator[pl.DataFrame]:
         """Frames of at most so many rows; once. Raises what the database raises."""
-        self._reader.start()
         try:
             while (page := self._full.get()) is not None:
-                if isinstance(page, BaseException):
-                    raise page
                 yield _text_frame(page, self._columns)
-            self._reader.join()
+            self._reading.result()
         finally:
             self.end()
 
     def end(self) -> None:
         """Take no more: the server is told to stop, and the connection is free again."""
         self._ended.set()
-        while self._reader.is_alive():
+        while not self._reading.done():
             raw: Any = self._connection.connection
             raw.cancel()
             with suppress(queue.Empty):
                 while True:
                     self._full.get_nowait()
-            self._reader.join(_CANCEL_AGAIN_S)
+            wait([self._reading], _CANCEL_AGAIN_S)
 
     def write(self, row: bytes) -> None:
         """Take one row, which is how the driver hands them over."""
@@ -85,13 +85,11 @@ class Outflow:
             self._full.put(page)
 
     def _read(self) -> None:
-        found: BaseException | None = None
         try:
             _copy_out(self._connection, self._statement, self)
             self._hand_over()
-        except BaseException as error:
-            found = error
-        self._full.put(found)
+        finally:
+            self._full.put(None)
 
 
 _PAGES_AHEAD = 2

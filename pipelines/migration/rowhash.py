@@ -24,21 +24,23 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.Series:
     """The hash of each row over these columns, which the frame holds under their names."""
     if frame.is_empty() or not columns:
         return pl.Series("row_hash", [""] * frame.height, dtype=pl.String)
-    parts = frame.with_columns(
+    normal = frame.with_columns(
         _normal(frame[column.name], column) for column in columns if column.kind in ("json", "decimal")
-    ).select(pl.concat_str([_encoded(column) for column in columns]).alias("row_hash"))
-    return parts.select(plh.col("row_hash").chash.sha2_256().str.head(32)).to_series()
+    )
+    parts = [part for column in columns for part in _encoded(frame, column)]
+    return (
+        normal.select(pl.concat_str(parts).alias("row_hash"))
+        .select(plh.col("row_hash").chash.sha2_256().str.head(32))
+        .to_series()
+    )
 
 
-def _encoded(column: Column) -> pl.Expr:
+def _encoded(frame: pl.DataFrame, column: Column) -> list[pl.Expr]:
+    """The parts that each value of a column has in the encoding; one part where there are nulls."""
     text = _text(column)
     tag = _TAGS.get(column.kind, "m" if column.kind.startswith("datetime") else "s")
-    size = text.str.len_bytes().cast(pl.String)
-    return (
-        pl.when(text.is_null())
-        .then(pl.lit("n;"))
-        .otherwise(pl.concat_str([pl.lit(tag), size, pl.lit(":"), text]))
-    )
+    parts = [pl.lit(tag), text.str.len_bytes(), pl.lit(":"), text]
+    return [pl.concat_str(parts).fill_null("n;")] if frame[column.name].null_count() else parts
 
 
 def _text(column: Column) -> pl.Expr:

@@ -115,23 +115,26 @@ class Telling:
 
     def texts(self, payloads: pl.Series) -> pl.DataFrame:
         """`key` and `hash`, the very text, of each record as its event tells it."""
-        told = pl.col("data").str.splitn(_DATA, 2).struct[1].str.splitn(_END, 2).struct[0]
+        told = _before(_after(pl.col("data"), _DATA), "}" + _END)
+        texts = payloads.alias("data").to_frame().select(told.alias("hash"))
         for name in [*self.entity.children][:1]:
-            told = told.str.splitn(f',"{name}":[', 2).struct[0]
-        return self._keyed(payloads.alias("data").to_frame().select(told.alias("hash")))
+            texts = texts.select(_before(pl.col("hash"), f',"{name}":['))
+        return texts.select(self._keys(texts).alias("key"), "hash")
 
     def texts_of(self, page: pl.DataFrame) -> pl.DataFrame:
         """The same of rows of the target."""
         entity = self.entity
-        keys = page.select(key_value(entity.target_key)).to_series()
-        record = told_record(self.run, entity, keys, page.select(*entity.fields))
-        return self._keyed(record.struct.json_encode().alias("hash").to_frame())
+        columns = entity.target_key
+        record = told_record(
+            self.run, entity, page.select(key_value(columns)).to_series(), page.select(*entity.fields)
+        )
+        text = record.struct.json_encode().str.strip_suffix("}").alias("hash")
+        return page.select(key_text(columns).alias("key"), text)
 
-    def _keyed(self, texts: pl.DataFrame) -> pl.DataFrame:
-        columns = self.entity.target_key
-        parts = pl.DataFrame([_part_in(texts["hash"], column) for column in columns])
-        keys = parts.select(key_text([replace(column, kind="text") for column in columns]))
-        return texts.select(keys.to_series().alias("key"), pl.col("hash").str.strip_suffix("}"))
+    def _keys(self, texts: pl.DataFrame) -> pl.Series:
+        parts = [replace(column, kind="text") for column in self.entity.target_key]
+        told = pl.DataFrame([_part_in(texts["hash"], column) for column in self.entity.target_key])
+        return told.select(key_text(parts)).to_series()
 
     def values(self, child: ChildPlan | None, payloads: pl.Series) -> pl.DataFrame:
         """`key` and `hash` of a table's rows as events tell their values, each under its record's key."""
@@ -159,13 +162,24 @@ _NUMBER, _TEXT = r"^(-?\d+)", r'^"((?:[^"\\]|\\.)*)"'
 
 def _part_in(texts: pl.Series, column: Column) -> pl.Series:
     """One column of the key, as text, out of what events tell."""
-    value = pl.col(texts.name).str.splitn(f'"{column.name}":', 2).struct[1]
-    found = (
-        texts.to_frame().select(value.str.extract(_NUMBER if column.kind == "integer" else _TEXT)).to_series()
-    )
+    value = _after(pl.col(texts.name), f'"{column.name}":')
+    form = _NUMBER if column.kind == "integer" else _TEXT
+    found = texts.to_frame().select(value.str.extract(form)).to_series()
     if found.str.contains("\\", literal=True).any():
-        found = pl.Series([orjson.loads(f'"{text}"') for text in found])
+        found = pl.Series([None if text is None else orjson.loads(f'"{text}"') for text in found])
     return found.alias(column.name)
+
+
+def _after(text: pl.Expr, mark: str) -> pl.Expr:
+    """What stands behind the first such mark: cut out by bytes, a third of the time of a split."""
+    start = text.str.find(mark, literal=True) + len(mark.encode())
+    return text.cast(pl.Binary).bin.slice(start).cast(pl.String)
+
+
+def _before(text: pl.Expr, mark: str) -> pl.Expr:
+    """What stands before the first such mark; all of it where there is none."""
+    end = text.str.find(mark, literal=True)
+    return text.cast(pl.Binary).bin.slice(0, end).cast(pl.String)
 
 
 def _target_data(payload: str) -> Row:

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
 
+import polars as pl
 import pytest
 
 from eventsourcing import BaseEvent, CursorAheadError, EventQuery, EventStore, RecordedEvent
@@ -213,6 +214,15 @@ async def test_columns_are_those_of_the_events(store: EventStore, stored: list[R
     """Every condition, page size and order gives the same as the reading of events."""
     awkward = {"text": 'tab\t "quoted", \\slash\\ and line\nbreak', "none": None, "number": 99}
     await store.append_event(draft("order-9", "order.placed", correlation_id=TWO, data=awkward))
+    spaced = pl.DataFrame(
+        {
+            "event_type": "order.placed",
+            "aggregate_id": "order\\n-10",
+            "aggregate_type": "order",
+            "data": [json.dumps(awkward, indent="\t"), json.dumps({"path": "C:\\new\\table\\"})],
+        }
+    )
+    await store.append_frame(spaced, name="spaced")
     queries = [
         EventQuery(),
         EventQuery(limit=5, backwards=True),

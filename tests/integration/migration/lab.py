@@ -16,8 +16,8 @@ from eventsourcing.events import RecordedEvent
 from pipelines.migration import Mapping, Migration, Progress, StageOutcome, parse_mapping
 from pipelines.migration.legacy_panel import TARGET_TABLES, mapping_path
 from pipelines.migration.rowhash import row_hashes
-from pipelines.migration.schema import Column, Table
-from pipelines.migration.target import TargetTransaction, open_target
+from pipelines.migration.schema import Column
+from pipelines.migration.target import open_target
 
 USERS = 240
 
@@ -86,21 +86,17 @@ class Lab:
         target = open_target(self.target_url)
         tables = target.tables({*self.tables})
         with target.transaction() as transaction:
-            found = {
-                name: (whole(transaction, tables[name]), [*tables[name].columns.values()])
-                for name in self.tables
-            }
+            found = {}
+            for name, table in tables.items():
+                columns = [*table.columns.values()]
+                nothing = pl.DataFrame(schema={column.name: column.dtype for column in columns})
+                pages = transaction.scan(table, [*table.columns], rows=10**6)
+                found[name] = (pl.concat([nothing, *pages]).sort(table.key), columns)
         target.close()
         return found
 
     def rows(self, table: str) -> int:
         return int(self.execute(f"SELECT count(*) FROM {table}")[0][0])
-
-
-def whole(transaction: TargetTransaction, table: Table) -> pl.DataFrame:
-    """All rows of a table in key order."""
-    nothing = pl.DataFrame(schema={name: column.dtype for name, column in table.columns.items()})
-    return pl.concat([nothing, *transaction.scan(table, [*table.columns], rows=10**6)]).sort(table.key)
 
 
 @dataclass(frozen=True)
