@@ -108,7 +108,7 @@ class _Judgement:
         for place, chunk in enumerate(self.chunks):
             self.run.refuse_when_stopped()
             frame = self._resolved(chunk)
-            checks = [*self._row_checks(frame), *self._reference_checks(), *self._own_checks()]
+            checks = [*self._row_checks(frame), *self._own_checks()]
             violations = _long_form(frame, checks)
             violations = pl.concat([violations, *self._child_violations(place, frame)])
             self.found.append(violations)
@@ -254,6 +254,7 @@ class _Judgement:
         for number, check in enumerate(failures):
             failed = pl.col("_failed").list.contains(number)
             yield "transform", Check(check.rule, check.column, check.message, failed)
+        yield from self._reference_checks()  # before what a column lacks because of them
         yield from (("validate", check) for spec in self.entity.fields.values() for check in spec.checks)
         yield from (("validate", check) for child in self.entity.children.values() for check in child.checks)
 
