@@ -72,7 +72,9 @@ def _template(text: str) -> str:
     return text
 
 
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+def _together(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("names no column")
     if len({*names}) < len(names):
         raise ValueError("names a column twice")
     return names
@@ -82,8 +84,7 @@ Names = Annotated[list[str], BeforeValidator(_listed)]
 Key = Annotated[
     tuple[str, ...],
     BeforeValidator(_listed),
-    Field(min_length=1),
-    AfterValidator(_distinct),
+    AfterValidator(_together),
     WithJsonSchema(
         {
             "anyOf": [
