@@ -50,11 +50,12 @@ def key_values(columns: Sequence[Column], texts: pl.Series) -> list[Any]:
     return (texts.cast(pl.Int64) if is_number else texts).to_list()
 
 
-def key_frame(columns: Sequence[Column], keys: Iterable[Any]) -> pl.DataFrame:
+def key_frame(columns: Sequence[Column], keys: Sequence[Any] | pl.Series) -> pl.DataFrame:
     """The columns of keys that `key_value` gave."""
     if len(columns) == 1:
-        return pl.DataFrame({columns[0].name: [*keys]})
-    parts = pl.Series([*keys], dtype=pl.String).str.split_exact(",", len(columns) - 1).struct.unnest()
+        return pl.DataFrame({columns[0].name: keys})
+    texts = pl.Series(keys, dtype=pl.String)
+    parts = texts.str.split_exact(",", len(columns) - 1).struct.unnest()
     return parts.select(
         _read(column, pl.col(part)).alias(column.name)
         for column, part in zip(columns, parts.columns, strict=True)

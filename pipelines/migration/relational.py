@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -107,11 +108,12 @@ class RelationalTransaction(ABC):
         self, table: Table, columns: tuple[str, ...], keys: Sequence[Any]
     ) -> list[tuple[str, str | None]]:
         """See TargetTransaction.referring."""
-        picked = table.pick([*columns, *table.key])
-        statement = self._select(table, picked).where(self.holds(table, columns, keys))
-        own = key_text(table.key_columns) if table.key else pl.lit(None, pl.String)
-        referred = key_text(table.pick(columns)).alias("referred")
-        return self.read_frame(picked, statement).select(referred, own.alias("own")).rows()
+        referred, picked = _labelled(table, columns, "referred")
+        own, picked_too = _labelled(table, table.key, "own")
+        statement = sa.select(*picked, *picked_too).select_from(sa.table(table.name))
+        frame = self.read_frame([*referred, *own], statement.where(self.holds(table, columns, keys)))
+        own_key = key_text(own) if own else pl.lit(None, pl.String)
+        return frame.select(key_text(referred).alias("referred"), own_key.alias("own")).rows()
 
     def scan(self, table: Table, columns: list[str], *, rows: int) -> Iterator[pl.DataFrame]:
         """See TargetTransaction.scan."""
@@ -144,6 +146,18 @@ class RelationalTransaction(ABC):
 
     def _select(self, table: Table, columns: Sequence[Column]) -> sa.Select[Any]:
         return sa.select(*(sa.column(column.name) for column in columns)).select_from(sa.table(table.name))
+
+
+def _labelled(
+    table: Table, names: Sequence[str], label: str
+) -> tuple[list[Column], list[sa.ColumnElement[Any]]]:
+    """The columns of a key under names of their own, as they are read and as they are asked for: one column
+    as the database's own text, whatever stands in it."""
+    columns = [replace(column, name=f"{label}{place}") for place, column in enumerate(table.pick(names))]
+    asked: list[sa.ColumnElement[Any]] = [*map(sa.column, names)]
+    if len(columns) == 1:
+        columns, asked = [replace(columns[0], kind="text")], [sa.cast(asked[0], sa.Text)]
+    return columns, [part.label(column.name) for part, column in zip(asked, columns, strict=True)]
 
 
 def reflect_references(connection: sa.Connection, table: str) -> list[Reference]:

@@ -420,7 +420,7 @@ def plan_of(snapshot: KeysetSnapshot, table: Table, key: tuple[str, ...]) -> str
         asked.append(statement)
         return page(statement, *given)
 
-    snapshot.page = spying  # type: ignore[method-assign]  # to see what it asks for
+    snapshot.page = spying  # type: ignore[assignment, method-assign]  # to see what it asks for
     reading = snapshot.chunks(table, key=key, columns=columns, rows=3)
     next(reading), next(reading)
     connection = snapshot._connection
