@@ -10,18 +10,23 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 import sqlalchemy as sa
 
 from eventsourcing import EventStore, EventStoreConfig
-from pipelines.migration import Mapping, Progress, parse_mapping
+from eventsourcing.events import RecordedEvent
+from pipelines.migration import Mapping, Progress, StageOutcome, parse_mapping
 from pipelines.migration.transforms import Settings, register_child_function
-from tests.integration.migration.lab import Lab
+from tests.integration.migration.lab import Lab, all_events
 
+NewLab = Callable[..., Lab]
+"""A lab from one kind of database into another; see `conftest.tenants_lab`."""
 TABLES = ("tenants", "accounts", "account_roles", "services", "grants", "devices")
 MAPPING = """\
 version: 1
@@ -228,6 +233,21 @@ def create_source(url: str, rows: dict[str, list[dict[str, Any]]] | None = None)
 
 def create_target(url: str, rows: dict[str, list[dict[str, Any]]] | None = None) -> None:
     fill(url, _target(), rows or {})
+
+
+EVERY_SOURCE = pytest.mark.parametrize("source", ["sqlite", "postgresql"])
+EVERY_TARGET = pytest.mark.parametrize("target", ["sqlite", "postgresql"])
+
+
+async def ran(lab: Lab, **given: Any) -> tuple[StageOutcome, list[RecordedEvent]]:
+    async with EventStore(use_memory=True) as store:
+        outcome = await lab.migration(store, **given).run()
+        return outcome, await all_events(store)
+
+
+def numbers(lab: Lab) -> dict[str, int]:
+    """The number that each tenant has in the target."""
+    return {code: number for number, code in lab.execute("SELECT id, code FROM tenants")}
 
 
 async def main(action: str, source: str, target: str, events: str, work: str, place: str) -> None:

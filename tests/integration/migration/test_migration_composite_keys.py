@@ -7,7 +7,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +17,23 @@ from eventsourcing import EventStore, EventStoreConfig
 from eventsourcing.canonical import decode, encode
 from eventsourcing.events import RecordedEvent
 from eventsourcing.storage.upgrades import upgrade
-from pipelines.migration import StageOutcome, parse_mapping
 from pipelines.migration.schema import Table
 from pipelines.migration.source import KeysetSnapshot, open_source
 from tests.integration.migration.lab import Lab, all_events, comparable_events
 from tests.integration.migration.tenants import (
+    EVERY_SOURCE,
+    EVERY_TARGET,
     LOGINS,
     TABLES,
     TENANTS,
-    create_source,
-    create_target,
+    NewLab,
     mapping,
+    numbers,
+    ran,
     source_rows,
 )
 
 REPOSITORY = Path(__file__).parents[3]
-NewLab = Callable[..., Lab]
-
-
-@pytest.fixture
-def tenants_lab(new_database: Callable[[], str], tmp_path: Path) -> NewLab:
-    """A lab from one kind of database into another."""
-
-    def database(kind: str, name: str) -> str:
-        if kind == "postgresql":
-            return new_database()
-        (tmp_path / name).touch()
-        return f"sqlite:///{tmp_path / name}"
-
-    def create(source: str, target: str, *, policy: str = "fail", rows: Any = None, there: Any = None) -> Lab:
-        from_url, to_url = database(source, "source.db"), database(target, "target.db")
-        create_source(from_url, rows)
-        create_target(to_url, there)
-        return Lab(from_url, to_url, tmp_path / "work", mapping(policy), TABLES)
-
-    return create
-
-
-EVERY_SOURCE = pytest.mark.parametrize("source", ["sqlite", "postgresql"])
-EVERY_TARGET = pytest.mark.parametrize("target", ["sqlite", "postgresql"])
-
-
-async def ran(lab: Lab, **given: Any) -> tuple[StageOutcome, list[RecordedEvent]]:
-    async with EventStore(use_memory=True) as store:
-        outcome = await lab.migration(store, **given).run()
-        return outcome, await all_events(store)
-
-
-def numbers(lab: Lab) -> dict[str, int]:
-    """The number that each tenant has in the target."""
-    return {code: number for number, code in lab.execute("SELECT id, code FROM tenants")}
 
 
 def escaped(text: str) -> str:
@@ -222,99 +188,6 @@ async def killed(action: str, lab: Lab, events: str, place: str) -> None:
     module = "tests.integration.migration.tenants"
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, *given, cwd=REPOSITORY)
     assert await process.wait() == -signal.SIGKILL
-
-
-THERE = {
-    "tenants": [{"id": 40, "code": "acme"}, {"id": 41, "code": "zzz"}],
-    "accounts": [
-        {"tenant_id": 40, "login": "ann", "mail": "0@old", "points": 1},
-        {"tenant_id": 40, "login": "Ann", "mail": "mine", "points": 2},
-        {"tenant_id": 41, "login": "ann", "mail": "other", "points": 3},
-    ],
-    "account_roles": [
-        {"tenant_id": 40, "login": "Ann", "role": "admin", "rank": 9},
-        {"tenant_id": 40, "login": "Ann", "role": "guest", "rank": 9},
-    ],
-    "services": [{"id": 70, "title": "service 3"}],
-    "grants": [{"tenant_id": 40, "login": "Ann", "service_id": 70, "granted_on": date(2000, 1, 1)}],
-    "devices": [{"id": 9, "tenant_id": 40, "owner": "Ann", "serial": 0, "model": "mine"}],
-}
-"""Of the source's first tenant ann is there as she is, Ann as another; her role, grant and device as well."""
-
-
-def everything(lab: Lab) -> dict[str, list[Any]]:
-    order = {"tenants": "id", "accounts": "1, 2", "services": "id", "devices": "id"}
-    return {
-        name: lab.execute(f"SELECT * FROM {name} ORDER BY {order.get(name, '1, 2, 3')}") for name in TABLES
-    }
-
-
-@pytest.mark.parametrize(
-    ("policy", "mail", "roles", "granted", "model"),
-    [
-        ("skip", "mine", [("admin", 9), ("guest", 9)], "2000-01-01", "mine"),
-        ("update", "1@old", [("admin", 1)], "2024-02-02", "m1"),
-    ],
-)
-@EVERY_TARGET
-async def test_what_is_there_is_matched_by_several_columns(
-    target: str,
-    policy: str,
-    mail: str,
-    roles: list[tuple[str, int]],
-    granted: str,
-    model: str,
-    tenants_lab: NewLab,
-) -> None:
-    lab = tenants_lab("postgresql", target, policy=policy, rows=source_rows(1), there=THERE)
-    before = everything(lab)
-    async with EventStore(use_memory=True) as store:
-        previewed = (await lab.migration(store, "preview").preview())["entities"]
-        outcome = await lab.migration(store).run()
-        counts = outcome.facts["statistics"]["entities"]
-        assert {name: {**counts[name]} for name in counts} == previewed
-        where = "WHERE tenant_id = 40 AND"
-        assert lab.execute(f"SELECT mail, points FROM accounts {where} login = 'Ann'") == [(mail, 2)]
-        assert lab.execute(f"SELECT role, rank FROM account_roles {where} login = 'Ann' ORDER BY 1") == roles
-        found = lab.execute(f"SELECT granted_on FROM grants {where} login = 'Ann' AND service_id = 70")
-        assert [str(day) for (day,) in found] == [granted]
-        assert lab.execute(f"SELECT id, model FROM devices {where} owner = 'Ann'") == [(9, model)]
-        assert lab.execute("SELECT mail FROM accounts WHERE tenant_id = 41") == [("other",)]
-        assert lab.rows("accounts") == len(LOGINS) + 1
-        again = (await lab.migration(store, "migration-2").run()).facts["statistics"]["total"]
-        assert (again["inserted"], again["updated"]) == (0, 0)
-        for migration_id in ("migration-2", "migration-1"):
-            undone = await lab.migration(store, migration_id).rollback("as it was")
-            assert (undone.facts["residual_diff"], undone.facts["conflicts"]) == (0, 0)
-    assert everything(lab) == before
-
-
-@EVERY_TARGET
-async def test_the_last_column_of_a_natural_key_is_renamed(target: str, tenants_lab: NewLab) -> None:
-    rows, there = source_rows(1), {name: THERE[name] for name in ("tenants", "accounts")}
-    lab = tenants_lab("sqlite", target, policy="rename", rows=rows, there=there)
-    text = """
-version: 1
-on_conflict: rename
-entities:
-  accounts:
-    from: accounts
-    to: accounts
-    key: [tenant, login]
-    natural_key: [tenant_id, login]
-    emit: USER_MIGRATED
-    fields:
-      tenant_id: {from: tenant, transform: [{map: {acme: 40}}]}
-      login: {from: login}
-      mail: {from: mail}
-    ignore: [roles]
-"""
-    outcome, events = await ran(lab, mapping=parse_mapping(text))
-    assert outcome.facts["statistics"]["total"]["inserted"] == len(LOGINS)
-    logins = {login for (login,) in lab.execute("SELECT login FROM accounts WHERE tenant_id = 40")}
-    assert logins == {*LOGINS, "ann_2", "Ann_2"}
-    told = {event.aggregate_id: event.data["username"] for event in events if event.aggregate_type == "user"}
-    assert told["user-40,ann_2"] == "40,ann_2"
 
 
 @EVERY_TARGET
