@@ -15,6 +15,7 @@ import polars as pl
 
 from pipelines.migration.buckets import Compared, Sums, compare_sums
 from pipelines.migration.context import RunContext
+from pipelines.migration.keys import key_text
 from pipelines.migration.load import hashed_columns
 from pipelines.migration.plan import ChildPlan, EntityPlan, Plan
 from pipelines.migration.rowhash import row_hashes
@@ -142,12 +143,12 @@ class _Reading:
     def _hashed(self, page: pl.DataFrame) -> pl.DataFrame:
         table = self.item.table
         hashes = row_hashes(page, [table.columns[name] for name in self.item.columns])
-        return pl.DataFrame([page[table.key or ""].cast(pl.String).alias("key"), hashes.alias("hash")])
+        return page.select(key_text(table.key_columns).alias("key"), hashes.alias("hash"))
 
     def _pages(self) -> Iterator[pl.DataFrame]:
         """All rows, a page at a time."""
         table, child = self.item.table, self.item.child
         _, owner = table_of(self.item.entity, child)
         told = told_columns(self.run, self.item.entity, child)
-        names = sorted({*self.item.columns, owner, *(column.name for column in told)})
+        names = sorted({*self.item.columns, *owner, *(column.name for column in told)})
         return self.transaction.scan(table, names, rows=PAGE)

@@ -10,7 +10,8 @@ from datetime import datetime
 
 import polars as pl
 
-from pipelines.migration.fitting import refuse_misfits
+from pipelines.migration.fitting import referred_column, refuse_misfits
+from pipelines.migration.keys import are_comparable, listed
 from pipelines.migration.mapping import ChildMapping, FieldMapping, Mapping
 from pipelines.migration.plan import (
     Check,
@@ -59,7 +60,7 @@ class _Compiler:
         spec, place = self.spec, self.place
         source, target = sources[spec.source], targets[spec.to]
         unique = self._unique(target)
-        fields = {name: self._field(target, unique, name) for name in spec.fields}
+        fields = {name: self._field(targets, unique, name) for name in spec.fields}
         children = {name: self._child(targets, name) for name in spec.children}
         where = None if spec.where is None else pl.sql_expr(spec.where)
         return EntityPlan(
@@ -77,12 +78,12 @@ class _Compiler:
             policy=self.policy,
         )
 
-    def _field(self, target: Table, unique: tuple[Unique, ...], name: str) -> FieldPlan:
-        place = (*self.place, "fields", name)
+    def _field(self, targets: Dict[str, Table], unique: tuple[Unique, ...], name: str) -> FieldPlan:
+        target, place = targets[self.spec.to], (*self.place, "fields", name)
         spec, column = self.spec.fields[name], target.columns[name]
         value, failures, conversions = self._value(name, spec)
         rules = spec.rules
-        if name == self.spec.natural_key and ("required", None) not in rules:
+        if name in self.spec.natural_key and ("required", None) not in rules:
             rules = [("required", None), *rules]  # it names the record in its event
         return FieldPlan(
             column=column,
@@ -93,20 +94,23 @@ class _Compiler:
             checks=(
                 *rule_checks(name, f"t:{name}", rules),
                 *target_checks(column, dict(rules), target.key),
-                *self._conflict_checks(unique, name),
+                *self._conflict_checks(target, unique, name),
             ),
             place=place,
             ref=spec.ref,
+            ref_column=referred_column(self.mapping, targets, name, spec),
             on_missing=spec.on_missing,
             secret=spec.secret or bool({*spec.sources} & self.spec.secret_sources),
         )
 
-    def _conflict_checks(self, unique: tuple[Unique, ...], name: str) -> tuple[Check, ...]:
-        """What `matching` marks as taken by another row of the target."""
-        if self.policy == "fail" or not any(held.columns == (name,) for held in unique):
+    def _conflict_checks(self, target: Table, unique: tuple[Unique, ...], name: str) -> tuple[Check, ...]:
+        """What `matching` marks as taken by another row of the target, told of its first column."""
+        if self.policy == "fail":
             return ()
         message = "is taken by another record of the target"
-        return (Check("conflict", name, message, pl.col(f"_taken:{name}")),)
+        held = [one.columns for one in unique if one.columns[0] == name]
+        columns = dict.fromkeys(listed(names) for names in held if are_comparable(target.pick(names)))
+        return tuple(Check("conflict", names, message, pl.col(f"_taken:{names}")) for names in columns)
 
     def _value(
         self, name: str, spec: FieldMapping
@@ -146,14 +150,14 @@ class _Compiler:
 
     def _columns_read(self, where: pl.Expr | None) -> tuple[str, ...]:
         filters = where.meta.root_names() if where is not None else []
-        return tuple(sorted({*self.spec.mapped, self.spec.key, *filters}))
+        return tuple(sorted({*self.spec.mapped, *self.spec.key, *filters}))
 
     def _unique(self, target: Table) -> tuple[Unique, ...]:
         """What the target holds unique, and what the mapping wants unique; only mapped columns matter."""
         wanted = {
-            Unique((name,), folds_case=target.columns[name].folds_case)
+            Unique((name,), (name,) if target.columns[name].folds_case else ())
             for name, spec in self.spec.fields.items()
             if any(rule == "unique" for rule, _ in spec.rules)
         }
         held = {unique for unique in target.unique if {*unique.columns} <= {*self.spec.fields}}
-        return tuple(sorted(held | wanted, key=lambda item: (item.columns, item.folds_case)))
+        return tuple(sorted(held | wanted, key=lambda item: (item.columns, item.folded)))

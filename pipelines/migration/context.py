@@ -155,7 +155,7 @@ class RunContext:
 
     def keys_given(self, table: Table) -> int:
         """How many keys above the run's first one earlier attempts gave to the rows of a table, or more."""
-        if self.attempt == 1 or table.columns[table.key or ""].kind != "integer":
+        if self.attempt == 1 or not table.is_numbered:
             return 0
         with self.target.transaction() as transaction:
             return max(transaction.highest_key(table) - self.row.first_keys.get(table.name, 0), 0)
@@ -184,7 +184,7 @@ class RunContext:
     def remove_staged(self) -> None:
         """Remove the rows that every attempt staged; what is in quarantine is told without any value."""
         for attempt in self.attempts:
-            for stage in ("extract", "transform", "valid"):
+            for stage in ("extract", "transform", "matched", "valid"):
                 remove_stage(attempt.folder, stage)
 
     def begin_stage(self, stage: str) -> None:

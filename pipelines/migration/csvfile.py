@@ -47,7 +47,7 @@ class CsvSource:
     def _table(self, name: str) -> Table:
         with _reading(name):
             columns = _scan(self._files[name]).collect_schema().names()
-        return Table(name, {column: Column(column, "text", "text") for column in columns}, None)
+        return Table(name, {column: Column(column, "text", "text") for column in columns})
 
 
 class CsvSnapshot:
@@ -64,7 +64,7 @@ class CsvSnapshot:
         self,
         table: Table,
         *,
-        key: str,  # noqa: ARG002 - records come in the order of the file
+        key: tuple[str, ...],  # noqa: ARG002 - records come in the order of the file
         columns: tuple[str, ...],
         rows: int,
     ) -> Iterator[pl.DataFrame]:

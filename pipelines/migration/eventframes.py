@@ -17,12 +17,11 @@ import polars.selectors as cs
 from eventsourcing.canonical import encode, utc
 from eventsourcing.columnar import RowIds
 from pipelines.migration.context import RunContext
+from pipelines.migration.keys import key_text
 from pipelines.migration.plan import ChildPlan, EntityPlan
-from pipelines.migration.records import rolled_back_class, stream_of
+from pipelines.migration.records import MAX_KEY, is_unfit, rolled_back_class, stream_of
 
-_MAX_KEY = 200
-_UNPRINTABLE = r"[\p{C}\p{Z}--\x20]"
-"""What `str.isprintable` refuses, or a little more: such keys are looked at one by one."""
+_MAX_STREAM = 255
 
 
 def migrated_frame(
@@ -44,8 +43,13 @@ def migrated_frame(
     cls = entity.mapping.event
     if cls is None:
         return None
+    natural = entity.target.pick(entity.mapping.natural_key)
+    username = pl.col("target_data").struct.field(natural[0].name).cast(pl.String)
+    if len(natural) > 1:
+        username = pl.col("_username")
     made = valid.select(
         pl.col("_record"),
+        key_text(natural, prefix="t:").alias("_username"),
         outcomes.alias("_outcome"),
         _struct(run, _named(valid, "s:"), entity.secret_sources).alias("source_data"),
         told_record(run, entity, valid["_record"], _named(valid, "t:")).alias("target_data"),
@@ -53,7 +57,7 @@ def migrated_frame(
     for child, frame in children.items():
         made = _with_children(run, entity, made, child, frame)
     told = [
-        pl.col("target_data").struct.field(entity.mapping.natural_key).cast(pl.String).alias("username"),
+        username.alias("username"),
         pl.col("source_data"),
         pl.col("target_data"),
         pl.lit(_moment(at)).alias("migrated_at"),
@@ -95,13 +99,26 @@ def rolled_back_frame(
 def streams_of(run: RunContext, entity: EntityPlan, kind: str, keys: pl.Series) -> pl.Series:
     """The stream of each record, after the mapping's template; a key that no id may hold is hashed."""
     texts = keys.cast(pl.String)
-    unfit = texts.str.len_chars().gt(_MAX_KEY) | texts.str.contains(_UNPRINTABLE)
+    unfit = texts.to_frame("key").select(is_unfit(pl.col("key"))).to_series()
     if unfit.any():
         texts = pl.Series([stream_of("", text)[1:] for text in texts], dtype=pl.String)
-    before, after = entity.mapping.stream.split("{key}")
-    named = {"kind": kind, "entity": entity.name, "target": run.target.describe()["database"]}
-    named_key = pl.concat_str(pl.lit(before.format(**named)), "key", pl.lit(after.format(**named)))
+    before, after = _around_key(run, entity, kind)
+    named_key = pl.concat_str(pl.lit(before), "key", pl.lit(after))
     return texts.to_frame("key").select(named_key.alias("aggregate_id")).to_series()
+
+
+def key_room(run: RunContext, entity: EntityPlan) -> int:
+    """How many characters a key may have that stands in the name of its record's stream as it is."""
+    cls = entity.mapping.event
+    around = _around_key(run, entity, cls.declared_aggregate) if cls is not None else ()
+    return min(MAX_KEY, _MAX_STREAM - sum(map(len, around)))
+
+
+def _around_key(run: RunContext, entity: EntityPlan, kind: str) -> tuple[str, str]:
+    """What stands before and after the key in the names of an entity's streams."""
+    named = {"kind": kind, "entity": entity.name, "target": run.target.describe()["database"]}
+    before, after = entity.mapping.stream.split("{key}")
+    return before.format(**named), after.format(**named)
 
 
 def _events(
@@ -138,7 +155,9 @@ def told_record(run: RunContext, entity: EntityPlan, keys: pl.Series, rows: pl.D
     """What an event says is in the target, the children aside: of rows that have the mapping's fields in
     its order, and of their keys."""
     secret = frozenset(name for name, field in entity.fields.items() if field.secret)
-    return _struct(run, rows.with_columns(keys.alias(entity.target_key)), secret)
+    if len(entity.target_key) == 1:  # else all of it is mapped
+        rows = rows.with_columns(keys.alias(*entity.target.key))
+    return _struct(run, rows, secret)
 
 
 def told_children(run: RunContext, child: ChildPlan, rows: pl.DataFrame) -> pl.Series:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import polars as pl
-
 from pipelines.migration.ahead import ahead
 from pipelines.migration.attempts import taken_in
 from pipelines.migration.chunks import remove_stage
 from pipelines.migration.context import RunContext, check_accounting
 from pipelines.migration.errors import SourceError
+from pipelines.migration.keys import key_text, listed
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.plan import EntityPlan
 from pipelines.migration.source import Snapshot, Source
@@ -51,20 +50,19 @@ def _extract_entity(run: RunContext, entity: EntityPlan, snapshot: Snapshot) -> 
         entity.source, key=entity.mapping.key, columns=entity.columns, rows=run.plan.mapping.chunk.rows
     )
     for number, frame in enumerate(ahead(frames), start=run.first_chunk):
-        if frame[entity.mapping.key].null_count():
+        if any(frame[name].null_count() for name in entity.mapping.key):
             reason = f"rows of {entity.source.name!r} have a key that is not of its column's type"
             raise SourceError(reason, stage="extract")
         done += frame.height
         if wanted is not None:
-            frame = frame.filter(pl.col(entity.mapping.key).cast(pl.String).is_in(wanted.implode()))
+            frame = frame.filter(key_text(entity.source_key).is_in(wanted.implode()))
         if wanted is None or frame.height:
             run.write("extract", entity.name, number, frame)
         kept += frame.height
         run.progress("extract", entity.name, done, total)
     if done != total:
-        reason = (
-            f"{total - done} rows of {entity.source.name!r} have no key {entity.mapping.key!r}, or share one"
-        )
+        key = listed(entity.mapping.key)
+        reason = f"{total - done} rows of {entity.source.name!r} have no key {key!r}, or share one"
         raise SourceError(reason, stage="extract")
     taken = total if wanted is None else wanted.len()
     return {"in": taken, "out": kept, "quarantined": taken - kept, "filtered": 0}

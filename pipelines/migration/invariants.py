@@ -14,6 +14,7 @@ import polars as pl
 
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import SourceError, StagedDataError
+from pipelines.migration.keys import key_text, key_values
 from pipelines.migration.plan import ChildPlan, EntityPlan
 from pipelines.migration.source import Source
 from pipelines.migration.target import TargetTransaction
@@ -96,7 +97,7 @@ def _records(run: RunContext, transaction: TargetTransaction, entity: EntityPlan
 def _source_rows(
     run: RunContext, entity: EntityPlan, child: ChildPlan, source: Source | None
 ) -> Iterator[pl.DataFrame]:
-    wanted = [pl.col(entity.mapping.key).cast(pl.String).alias("_key"), *map(pl.col, child.sources)]
+    wanted = [key_text(entity.source_key).alias("_key"), *map(pl.col, child.sources)]
     chunks = [chunk for attempt in run.attempts for chunk in attempt.staged["extract"][entity.name]]
     if all((run.folder / chunk.file).exists() for chunk in chunks) and not run.earlier:
         for chunk in chunks:
@@ -107,7 +108,7 @@ def _source_rows(
         return
     if source is None:
         raise SourceError("no source is given")
-    names = tuple(sorted({entity.mapping.key, *child.sources}))
+    names = tuple(sorted({*entity.mapping.key, *child.sources}))
     with source.snapshot() as snapshot:
         frames = snapshot.chunks(
             entity.source, key=entity.mapping.key, columns=names, rows=run.plan.mapping.chunk.rows
@@ -120,8 +121,7 @@ def _children(
     transaction: TargetTransaction, entity: EntityPlan, child: ChildPlan, page: pl.DataFrame
 ) -> pl.DataFrame:
     """The children that the target holds of these records."""
-    is_number = entity.target.columns[entity.target_key].kind == "integer"
-    keys = [int(key) if is_number else key for key in page["_record"]]
+    keys = key_values(entity.target_key, page["_record"])
     names = sorted({*child.table.columns})
     found = transaction.rows(child.table, names, of=child.parent, among=keys)
-    return found.with_columns(pl.col(child.parent).cast(pl.String).alias("_record"))
+    return found.with_columns(key_text(child.table.pick(child.parent)).alias("_record"))

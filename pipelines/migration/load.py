@@ -274,5 +274,5 @@ def _totals(run: RunContext) -> tuple[dict[str, dict[str, int]], dict[str, dict[
 def _advance_sequences(run: RunContext) -> None:
     with run.target.transaction() as transaction:
         for table in tables_written(run.plan):
-            if table.columns[table.key or ""].kind == "integer":
+            if table.is_numbered:
                 transaction.advance_sequence(table)

@@ -72,7 +72,29 @@ def _template(text: str) -> str:
     return text
 
 
+def _together(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("names no column")
+    if len({*names}) < len(names):
+        raise ValueError("names a column twice")
+    return names
+
+
 Names = Annotated[list[str], BeforeValidator(_listed)]
+Key = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_listed),
+    AfterValidator(_together),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
+            ]
+        }
+    ),
+]
+"""One column, or several that are a key together."""
 Transform = Annotated[tuple[str, Any], BeforeValidator(_transform), WithJsonSchema(transforms.step_schema())]
 Rule = Annotated[tuple[str, Any], BeforeValidator(_rule), WithJsonSchema(rules.step_schema())]
 Transforms = Annotated[list[Transform], BeforeValidator(_listed)]
@@ -86,7 +108,8 @@ class _Part(BaseModel):
 class FieldMapping(_Part):
     """One target column: where it comes from, how it is changed, what it must satisfy.
 
-    `ref` names the entity whose key the source column holds: the value becomes that record's new key.
+    `ref` names the entity whose key the source columns hold, in its order: the value becomes that record's
+    new key, or the column `ref_column` of it (else the one of the field's name) where it has several.
     `secret` keeps the value, and the source columns it is made of, out of every event.
     """
 
@@ -94,6 +117,7 @@ class FieldMapping(_Part):
     transform: Transforms = []
     rules: Rules = []
     ref: str | None = None
+    ref_column: str | None = None
     on_missing: Literal["quarantine", "null"] = "quarantine"
     secret: bool = False
 
@@ -101,13 +125,13 @@ class FieldMapping(_Part):
 class ChildMapping(_Part):
     """Rows of another target table that are made from the record, and live and die with it.
 
-    `parent` is the target column that holds the record's new key. `rules` check the source columns;
-    a record that breaks one is quarantined whole. When a column is `secret`, so are the source columns
-    it is made of: all of them, unless `secret_from` names those that are.
+    `parent` is the target column that holds the record's new key, or those that do, in its order. `rules`
+    check the source columns; a record that breaks one is quarantined whole. When a column is `secret`, so
+    are the source columns it is made of: all of them, unless `secret_from` names those that are.
     """
 
     to: str
-    parent: str
+    parent: Key
     sources: Names = Field(alias="from", min_length=1)
     transform: Annotated[str, AfterValidator(_child_transform)]
     rules: dict[str, Rules] = {}
@@ -125,6 +149,8 @@ class ChildMapping(_Part):
 class EntityMapping(_Part):
     """One source table and the target table that its rows go to.
 
+    `key` is the column of the source, or those together, that tell its rows apart; `natural_key` those of the
+    target by which people know a record, and by which one that is there already is found.
     `where` is an SQL condition over source columns; rows that do not meet it are counted as filtered.
     `ignore` lists the source columns that are left behind: each column is mapped or ignored.
     `on_conflict` stands in place of the whole mapping's. `stream` names a
@@ -134,8 +160,8 @@ class EntityMapping(_Part):
 
     source: str = Field(alias="from")
     to: str
-    key: str
-    natural_key: str
+    key: Key
+    natural_key: Key
     depends_on: list[str] = []
     where: str | None = None
     emit: str | None = None

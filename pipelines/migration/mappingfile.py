@@ -156,17 +156,18 @@ def _check_entity(mapping: Mapping, written: dict[str, Any], name: str, flaws: F
         place = ("fields", by_field[0], "ref") if by_field else ("depends_on",)
         reason = f"there is no entity {parent!r}" + instead(parent, {*written["entities"]} - {name})
         flaws.add((*here, *place), reason)
-    natural = entity.natural_key
-    if natural not in written["entities"][name]["fields"]:
-        reason = f"{natural!r} is not one of the fields" + instead(natural, entity.fields)
-        flaws.add((*here, "natural_key"), reason)
-    elif natural in entity.fields and entity.fields[natural].secret:
-        flaws.add((*here, "natural_key"), "names a secret field, and it stands in every event")
+    for natural in entity.natural_key:
+        if natural not in written["entities"][name]["fields"]:
+            reason = f"{natural!r} is not one of the fields" + instead(natural, entity.fields)
+            flaws.add((*here, "natural_key"), reason)
+        elif natural in entity.fields and entity.fields[natural].secret:
+            flaws.add((*here, "natural_key"), "names a secret field, and it stands in every event")
     if entity.emit is not None and not _names_a_record(entity.event):
         reason = f"{entity.emit!r} is not a registered event of a record"
         flaws.add((*here, "emit"), reason + instead(entity.emit, _events_of_records()))
     for column, field in entity.fields.items():
-        _check_field((*here, "fields", column), field, flaws)
+        referred = mapping.entities.get(field.ref or "")
+        _check_field((*here, "fields", column), field, len(referred.key) if referred else None, flaws)
         for step, _ in field.transform:
             _check_params(written, (*here, "fields", column, "transform"), step, flaws)
     for child, spec in entity.children.items():
@@ -203,9 +204,14 @@ def _check_columns(place: Place, child: ChildMapping, flaws: Flaws) -> None:
                 flaws.add((*place, key, column), reason)
 
 
-def _check_field(path: Place, field: FieldMapping, flaws: Flaws) -> None:
-    if field.ref and (field.transform or len(field.sources) != 1):
-        flaws.add(path, "a reference has one source column and no transform")
+def _check_field(path: Place, field: FieldMapping, referred: int | None, flaws: Flaws) -> None:
+    """`referred`: how many columns the key has that it refers to, where that is known."""
+    if field.ref and (field.transform or len(field.sources) != (referred or len(field.sources))):
+        several = f"{referred} source columns, in the order of the key,"
+        columns = "one source column" if referred in (1, None) else several
+        flaws.add(path, f"a reference has {columns} and no transform")
+    if field.ref_column and not field.ref:
+        flaws.add((*path, "ref_column"), "says which column of a key is meant, and there is no 'ref'")
     first = field.transform[0][0] if field.transform else None
     if not field.ref and not field.sources and first != "const":
         flaws.add(path, "has no 'from'; a fixed value is written as transform: [{const: …}]")

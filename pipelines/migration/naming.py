@@ -9,6 +9,7 @@ import polars as pl
 from pipelines.migration.chunks import Chunk
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import StagedDataError
+from pipelines.migration.keys import key_text, key_values
 from pipelines.migration.plan import ChildPlan, EntityPlan
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Column
@@ -49,12 +50,12 @@ def _rows_of(
 ) -> tuple[list[str], pl.DataFrame]:
     """The rows of one record in one table, by key: their keys, and their values as events tell them."""
     table, owner = table_of(entity, child)
-    assert table.key is not None
     columns = told_columns(run, entity, child)
-    names = sorted({column.name for column in columns} | {owner, table.key})
-    key = record if table.columns[owner].kind != "integer" else int(record)
-    page = transaction.rows(table, names, of=owner, among=[key])
-    return page[table.key].cast(pl.String).to_list(), seen(run, table, columns, page)
+    names = sorted({column.name for column in columns} | {*owner, *table.key})
+    key = key_values(table.pick(owner), pl.Series([record]))
+    page = transaction.rows(table, names, of=owner, among=key)
+    ids: list[str] = page.select(key_text(table.key_columns)).to_series().to_list()
+    return ids, seen(run, table, columns, page)
 
 
 def _differs(column: Column, row: pl.DataFrame, wanted: Row) -> bool:
@@ -68,9 +69,9 @@ def _staged_record(run: RunContext, entity: EntityPlan, record: str) -> Row | No
             row = _find(run, chunk, record)
             if row is None:
                 continue
-            found = {name: row.get(f"t:{name}") for name in entity.loaded_columns} | {
-                entity.target_key: row["_record"]
-            }
+            found = {name: row.get(f"t:{name}") for name in entity.loaded_columns}
+            if len(entity.target.key) == 1:
+                found |= dict.fromkeys(entity.target.key, row["_record"])
             for name in entity.children:
                 family = attempt.staged["valid"][f"{entity.name}.{name}"][place]
                 made = run.read(family).filter(pl.col("_record").cast(pl.String) == record)

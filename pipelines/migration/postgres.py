@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from pipelines.migration.errors import RecordRefusedError, TargetError, TargetLockedError
-from pipelines.migration.postgres_values import Outflow, copy_text, select_out, typed_frame
+from pipelines.migration.keys import key_text
+from pipelines.migration.postgres_values import Outflow, array_texts, copy_text, select_out, typed_frame
 from pipelines.migration.postgres_waits import LOCK_WAIT_S, OURS, Wait
-from pipelines.migration.relational import RelationalTransaction, key_of, reflect_references
+from pipelines.migration.relational import RelationalTransaction, reflect_references
 from pipelines.migration.schema import Column, Table, reflect_tables
 from pipelines.migration.target import Reference
 
@@ -26,6 +27,12 @@ SESSION = (
 
 _LOCK_KEY = 0x65736D_6D6967  # "esmmig"
 _KEY_TYPES: dict[str, Any] = {"integer": sa.BigInteger(), "uuid": sa.Uuid(as_uuid=False)}
+_PART_TYPES = _KEY_TYPES | {
+    "boolean": sa.Boolean(),
+    "date": sa.Date(),
+    "datetime": sa.DateTime(),
+    "datetime_tz": sa.DateTime(timezone=True),
+}
 _DENSE = 4
 """Up to how many keys of a range may belong to nobody who was asked for."""
 _REFUSALS = {
@@ -108,9 +115,7 @@ class PostgresTransaction(RelationalTransaction):
         self._connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
 
     def next_key(self, table: Table) -> int | None:
-        sequence = self._connection.scalar(
-            sa.select(sa.func.pg_get_serial_sequence(self._quoted(table), table.key))
-        )
+        sequence = self._sequence(table)
         if sequence is None:
             return None
         drawn = self._connection.scalar(
@@ -123,6 +128,24 @@ class PostgresTransaction(RelationalTransaction):
         wanted = sa.any_(sa.cast(sa.literal(_array(values), sa.Text()), of))
         is_text = kind not in ("integer", "uuid", "text")
         return (sa.cast(column, sa.Text) if is_text else column) == wanted
+
+    def together(
+        self, columns: Sequence[Column], compared: Sequence[sa.ColumnElement[Any]], rows: pl.DataFrame
+    ) -> Any:
+        arrays = [
+            sa.cast(
+                sa.literal(_array(array_texts(rows[column.name])), sa.Text()),
+                pg.ARRAY(_PART_TYPES.get(column.kind, sa.Text())),
+            )
+            for column in columns
+        ]
+        names = [f"k{place}" for place in range(len(columns))]
+        wanted = sa.func.unnest(*arrays).table_valued(*names).render_derived()
+        parts = [
+            sa.cast(part, sa.Text) if column.values is not None else part  # no enum equals a text
+            for column, part in zip(columns, compared, strict=True)
+        ]
+        return sa.tuple_(*parts).in_(sa.select(*(wanted.c[name] for name in names)))
 
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
         page = select_out(self._connection, statement, [column.name for column in columns])
@@ -157,13 +180,11 @@ class PostgresTransaction(RelationalTransaction):
         rows, changed = (
             sa.table(name, *map(sa.column, frame.columns)) for name in (table.name, "mig_changed")
         )
-        values = {name: changed.c[name] for name in frame.columns if name != table.key}
-        same = rows.c[table.key or ""] == changed.c[table.key or ""]
-        self._connection.execute(sa.update(rows).values(values).where(same))
+        self._overwrite(table, rows, changed, frame.columns)
         self._connection.execute(sa.schema.DropTable(sa.Table("mig_changed", sa.MetaData())))
 
     def after_hashes(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
-        halves = (sa.func.to_hex(sa.func.hashtextextended(sa.column("value"), seed)) for seed in (0, 1))
+        halves = (sa.func.to_hex(sa.func.hashtextextended(sa.column("mig_value"), seed)) for seed in (0, 1))
         digest = sa.func.concat(*(sa.func.lpad(half, 16, "0") for half in halves))
         return self._by_key(table, sa.cast(sa.literal_column("mig_row"), sa.Text), keys, digest)
 
@@ -174,9 +195,13 @@ class PostgresTransaction(RelationalTransaction):
     def restore(self, table: Table, images: Sequence[str]) -> None:
         if images:
             rows = sa.table(table.name, *map(sa.column, table.columns))
-            image = self._image_rows(table, images)
-            values = {name: image.c[name] for name in _stored(table) if name != table.key}
-            same = rows.c[table.key or ""] == image.c[table.key or ""]
+            self._overwrite(table, rows, self._image_rows(table, images), _stored(table))
+
+    def _overwrite(self, table: Table, rows: Any, other: Any, names: Sequence[str]) -> None:
+        """Set the columns of these names in the rows that have the keys of others."""
+        values = {name: other.c[name] for name in names if name not in table.key}
+        same = sa.and_(*(rows.c[name] == other.c[name] for name in table.key))
+        if values:
             self._connection.execute(sa.update(rows).values(values).where(same))
 
     def bring_back(self, table: Table, images: Sequence[str]) -> None:
@@ -188,11 +213,17 @@ class PostgresTransaction(RelationalTransaction):
             )
 
     def advance_sequence(self, table: Table) -> None:
-        quoted = self._quoted(table)
-        sequence = self._connection.scalar(sa.select(sa.func.pg_get_serial_sequence(quoted, table.key)))
-        highest = sa.select(sa.func.max(key_of(table))).select_from(sa.table(table.name)).scalar_subquery()
-        if sequence is not None and (top := self._connection.scalar(sa.select(highest))) is not None:
+        sequence = self._sequence(table)
+        if sequence is not None and (top := self.highest_key(table)) > 0:
             self._connection.execute(sa.select(sa.func.setval(sequence, top)))
+
+    def _sequence(self, table: Table) -> str | None:
+        """The sequence that gives the keys of a numbered table."""
+        if not table.is_numbered:
+            return None
+        owned = sa.func.pg_get_serial_sequence(self._quoted(table), *table.key)
+        sequence: str | None = self._connection.scalar(sa.select(owned))
+        return sequence
 
     def _by_key(
         self,
@@ -202,16 +233,20 @@ class PostgresTransaction(RelationalTransaction):
         made: sa.ColumnElement[Any] | None = None,
     ) -> dict[str, str]:
         """A text of each whole row, by key; or what is `made` of that `value`, which is found once."""
-        rows = sa.table(table.name, key_of(table)).alias("mig_row")
-        key, kind = rows.c[table.key or ""], table.columns[table.key or ""].kind
-        wanted = self.among(kind, key, keys)
-        if kind == "integer" and keys and max(keys) - min(keys) < _DENSE * len(keys):
-            wanted = key.between(min(keys), max(keys))  # half the time of a look-up for each key
-        texts = sa.select(sa.cast(key, sa.Text).label("key"), value.label("value")).where(wanted)
+        rows = sa.table(table.name, *map(sa.column, table.key)).alias("mig_row")
+        parts = [rows.c[name] for name in table.key]
+        wanted = self.has_key(table, keys)
+        if table.is_numbered and keys and max(keys) - min(keys) < _DENSE * len(keys):
+            wanted = parts[0].between(min(keys), max(keys))  # half the time of a look-up for each key
+        texts = sa.select(*parts, value.label("mig_value")).select_from(rows).where(wanted)
         if made is not None:
             inner = texts.offset(sa.literal_column("0")).subquery()  # else the server makes the text twice
-            texts = sa.select(inner.c.key, made).select_from(inner)
-        found = dict(select_out(self._connection, texts, ["key", "value"]).iter_rows())
+            texts = sa.select(*(inner.c[name] for name in table.key), made).select_from(inner)
+        page = select_out(self._connection, texts, [*table.key, "mig_value"])
+        typed = typed_frame(page, table.key_columns)
+        found = dict(
+            zip(typed.select(key_text(table.key_columns)).to_series(), page["mig_value"], strict=True)
+        )
         return found if len(found) <= len(keys) else {k: found[k] for k in map(str, keys) if k in found}
 
     def _image_rows(self, table: Table, images: Sequence[str]) -> Any:

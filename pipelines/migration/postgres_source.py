@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +60,8 @@ class PostgresSource:
 class PostgresSnapshot(KeysetSnapshot):
     """Reads inside one transaction."""
 
-    def page(self, statement: sa.Select[Any], columns: list[Column], key: str) -> tuple[pl.DataFrame, Any]:
+    def page(
+        self, statement: sa.Select[Any], columns: list[Column], key: Sequence[str]
+    ) -> tuple[pl.DataFrame, Sequence[Any] | None]:
         page = select_out(self._connection, statement, [column.name for column in columns])
-        return typed_frame(page, columns), page[key][-1] if page.height else None
+        return typed_frame(page, columns), page.select(key).row(-1) if page.height else None

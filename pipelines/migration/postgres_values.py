@@ -115,6 +115,12 @@ def _text_frame(text: bytes, columns: Sequence[str]) -> pl.DataFrame:
     )
 
 
+def array_texts(values: pl.Series) -> list[str]:
+    """The values as PostgreSQL reads them, as elements of an array or literals of no type."""
+    texts: list[str] = _copy_form(values).cast(pl.String).to_list()
+    return texts
+
+
 def _copy_form(series: pl.Series) -> pl.Series:
     """What CSV cannot write as PostgreSQL reads it."""
     if isinstance(series.dtype, pl.Datetime):

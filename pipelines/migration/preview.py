@@ -152,7 +152,7 @@ def _samples(run: PreviewRun, entity: EntityPlan) -> list[dict[str, Any]]:
         {
             "source_key": key,
             **target,
-            entity.target_key: record,
+            **(dict.fromkeys(entity.target.key, record) if len(entity.target.key) == 1 else {}),
             **{name: made.filter(pl.col("_record") == record).height for name, made in families.items()},
         }
         for key, record, target in keyed

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
 
 from pipelines.migration.errors import TargetError
+from pipelines.migration.keys import key_frame, key_text, key_value
 from pipelines.migration.schema import Column, Table, Unique, reflect_tables
 from pipelines.migration.target import Reference
 from pipelines.migration.worktables import WORK_TABLES
@@ -30,6 +32,12 @@ class RelationalTransaction(ABC):
     @abstractmethod
     def among(self, kind: str, column: sa.ColumnElement[Any], values: Sequence[Any], /) -> Any:
         """Whether a column of this kind is one of any number of values."""
+
+    @abstractmethod
+    def together(
+        self, columns: Sequence[Column], compared: Sequence[sa.ColumnElement[Any]], rows: pl.DataFrame, /
+    ) -> Any:
+        """Whether what is compared of these columns is together one of any number of rows."""
 
     @abstractmethod
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
@@ -74,70 +82,92 @@ class RelationalTransaction(ABC):
 
     def highest_key(self, table: Table) -> int:
         """See TargetTransaction.highest_key."""
-        statement = sa.select(sa.func.max(key_of(table))).select_from(sa.table(table.name))
+        (name,) = table.key
+        statement: sa.Select[Any] = sa.select(sa.func.max(sa.column(name))).select_from(sa.table(table.name))
         return int(self._connection.scalar(statement) or 0)
 
     def find(self, table: Table, unique: Unique, values: pl.DataFrame) -> pl.DataFrame:
         """See TargetTransaction.find."""
-        (name,) = unique.columns
-        column, wanted = table.columns[name], values[name].drop_nulls().unique()
-        compared: sa.ColumnElement[Any] = sa.column(name)
-        if unique.folds_case:
-            compared, wanted = sa.func.lower(compared), wanted.str.to_lowercase()
-        picked = [column] if name == table.key else [column, table.columns[table.key or ""]]
-        statement = self._select(table, picked).where(self.among(column.kind, compared, wanted.to_list()))
-        frame = self.read_frame(picked, statement)
-        return frame.select(pl.col(name), pl.col(table.key or "").alias("_found"))
+        wanted = values.select(unique.columns).drop_nulls().unique()
+        wanted = wanted.with_columns(pl.col(name).str.to_lowercase() for name in unique.folded)
+        compared: list[sa.ColumnElement[Any]] = [
+            sa.func.lower(sa.column(name)) if name in unique.folded else sa.column(name)
+            for name in unique.columns
+        ]
+        picked = table.pick([*unique.columns, *table.key])
+        condition = self._among(table.pick(unique.columns), compared, wanted)
+        frame = self.read_frame(picked, self._select(table, picked).where(condition))
+        return frame.select(*unique.columns, key_value(table.key_columns).alias("_found"))
 
     def delete(self, table: Table, keys: Sequence[Any]) -> int:
         """See TargetTransaction.delete."""
         statement = sa.delete(sa.table(table.name)).where(self.has_key(table, keys))
         return self._connection.execute(statement).rowcount
 
-    def referring(self, reference: Reference, keys: Sequence[Any]) -> list[tuple[str, str | None]]:
+    def referring(
+        self, table: Table, columns: tuple[str, ...], keys: Sequence[Any]
+    ) -> list[tuple[str, str | None]]:
         """See TargetTransaction.referring."""
-        column: sa.ColumnClause[Any] = sa.column(reference.column)
-        own = sa.column(reference.table.key) if reference.table.key else sa.null()
-        statement = sa.select(sa.cast(column, sa.Text), sa.cast(own, sa.Text)).select_from(
-            sa.table(reference.table.name)
-        )
-        kind = reference.table.columns[reference.column].kind
-        rows = self._connection.execute(statement.where(self.among(kind, column, keys)))
-        return [(referred, own_key) for referred, own_key in rows]
+        referred, picked = _labelled(table, columns, "referred")
+        own, picked_too = _labelled(table, table.key, "own")
+        statement = sa.select(*picked, *picked_too).select_from(sa.table(table.name))
+        frame = self.read_frame([*referred, *own], statement.where(self.holds(table, columns, keys)))
+        own_key = key_text(own) if own else pl.lit(None, pl.String)
+        return frame.select(key_text(referred).alias("referred"), own_key.alias("own")).rows()
 
     def scan(self, table: Table, columns: list[str], *, rows: int) -> Iterator[pl.DataFrame]:
         """See TargetTransaction.scan."""
-        picked = [table.columns[name] for name in columns]
+        picked = table.pick(columns)
         return self.scan_frames(picked, self._select(table, picked), rows)
 
-    def rows(self, table: Table, columns: list[str], *, of: str, among: Sequence[Any]) -> pl.DataFrame:
+    def rows(
+        self, table: Table, columns: list[str], *, of: tuple[str, ...], among: Sequence[Any]
+    ) -> pl.DataFrame:
         """See TargetTransaction.rows."""
-        picked = [table.columns[name] for name in columns]
-        wanted = self.among(table.columns[of].kind, sa.column(of), among)
-        return self.read_frame(picked, self._select(table, picked).where(wanted).order_by(key_of(table)))
+        picked = table.pick(columns)
+        statement = self._select(table, picked).where(self.holds(table, of, among))
+        return self.read_frame(picked, statement.order_by(*map(sa.column, table.key)))
 
     def has_key(self, table: Table, keys: Sequence[Any]) -> Any:
         """Whether a row has one of these keys."""
-        return self.among(table.columns[table.key or ""].kind, key_of(table), keys)
+        return self.holds(table, table.key, keys)
+
+    def holds(self, table: Table, names: Sequence[str], keys: Sequence[Any]) -> Any:
+        """Whether these columns of a row have one of these keys."""
+        columns = table.pick(names)
+        return self._among(columns, [*map(sa.column, names)], key_frame(columns, keys))
+
+    def _among(
+        self, columns: Sequence[Column], compared: Sequence[sa.ColumnElement[Any]], rows: pl.DataFrame
+    ) -> Any:
+        if len(columns) == 1:
+            return self.among(columns[0].kind, compared[0], rows.to_series().to_list())
+        return self.together(columns, compared, rows)
 
     def _select(self, table: Table, columns: Sequence[Column]) -> sa.Select[Any]:
         return sa.select(*(sa.column(column.name) for column in columns)).select_from(sa.table(table.name))
 
 
-def key_of(table: Table) -> sa.ColumnClause[Any]:
-    """The table's key column."""
-    assert table.key is not None
-    return sa.column(table.key)
+def _labelled(
+    table: Table, names: Sequence[str], label: str
+) -> tuple[list[Column], list[sa.ColumnElement[Any]]]:
+    """The columns of a key under names of their own, as they are read and as they are asked for: one column
+    as the database's own text, whatever stands in it."""
+    columns = [replace(column, name=f"{label}{place}") for place, column in enumerate(table.pick(names))]
+    asked: list[sa.ColumnElement[Any]] = [*map(sa.column, names)]
+    if len(columns) == 1:
+        columns, asked = [replace(columns[0], kind="text")], [sa.cast(asked[0], sa.Text)]
+    return columns, [part.label(column.name) for part, column in zip(asked, columns, strict=True)]
 
 
 def reflect_references(connection: sa.Connection, table: str) -> list[Reference]:
     """See Target.references_to."""
     inspector = sa.inspect(connection)
     found = [
-        (name, key["constrained_columns"][0])
+        (name, tuple(key["constrained_columns"]), tuple(key["referred_columns"]))
         for (_, name), keys in inspector.get_multi_foreign_keys().items()
         for key in keys
-        if key["referred_table"] == table and len(key["constrained_columns"]) == 1
+        if key["referred_table"] == table and name not in WORK_TABLES
     ]
-    tables = reflect_tables(connection, {name for name, _ in found})
-    return [Reference(tables[name], column) for name, column in found if name not in WORK_TABLES]
+    tables = reflect_tables(connection, {name for name, _, _ in found})
+    return [Reference(tables[name], columns, referred) for name, columns, referred in found]

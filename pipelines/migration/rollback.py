@@ -33,7 +33,11 @@ STAGES = ("start", "schema", "extract", "transform", "validate")
 """The stages that a rollback can stop at: what they found is kept, what came after them is not."""
 
 _FIRST = 100
-_FILES = {"extract": ("extract",), "transform": ("transform",), "validate": ("valid", "quarantine")}
+_FILES = {
+    "extract": ("extract",),
+    "transform": ("transform",),
+    "validate": ("matched", "valid", "quarantine"),
+}
 
 
 @dataclass(frozen=True)

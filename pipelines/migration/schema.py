@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -62,20 +62,34 @@ class Column:
 
 @dataclass(frozen=True)
 class Unique:
-    """Columns that are unique together; with `folds_case`, letters of either case are the same."""
+    """Columns that are unique together; in those of `folded`, letters of either case are the same."""
 
     columns: tuple[str, ...]
-    folds_case: bool = False
+    folded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table; `key` is its primary key when that is one column."""
+    """One table; `key` is its primary key in the order of the key's index, empty when it has none."""
 
     name: str
     columns: dict[str, Column]
-    key: str | None
+    key: tuple[str, ...] = ()
     unique: tuple[Unique, ...] = ()
+
+    @property
+    def key_columns(self) -> list[Column]:
+        """The columns of the key, in its order."""
+        return self.pick(self.key)
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the key is one number: new rows can be counted, and a sequence may count them."""
+        return [column.kind for column in self.key_columns] == ["integer"]
+
+    def pick(self, names: Iterable[str]) -> list[Column]:
+        """The columns of these names, each once."""
+        return [self.columns[name] for name in dict.fromkeys(names)]
 
     def describe(self) -> dict[str, str]:
         """Column names and types, as an event states them."""
@@ -89,8 +103,9 @@ class Table:
     def from_json(cls, fields: Mapping[str, Any]) -> Table:
         """The table that `to_json` wrote."""
         columns = {name: _column_from_json(column) for name, column in fields["columns"].items()}
-        unique = tuple(Unique(tuple(item["columns"]), item["folds_case"]) for item in fields["unique"])
-        return cls(fields["name"], columns, fields["key"], unique)
+        unique = tuple(_unique_from_json(item) for item in fields["unique"])
+        key = fields["key"] or ()  # before there were keys of several columns, it was a name or null
+        return cls(fields["name"], columns, (key,) if isinstance(key, str) else tuple(key), unique)
 
 
 def reflect_tables(connection: sa.Connection, names: set[str]) -> dict[str, Table]:
@@ -109,14 +124,19 @@ def _reflect(inspector: sa.Inspector, name: str) -> Table:
         columns = _as_declared(inspector.bind, name, columns)
     folding = {column.name for column in columns.values() if column.folds_case}
     unique = [tuple(item["column_names"]) for item in inspector.get_unique_constraints(name)]
-    found = {Unique(names, folds_case=bool(folding & {*names})) for names in unique}
+    found = {_unique(names, folding) for names in unique}
     for index in inspector.get_indexes(name, include_auto_indexes=True):  # SQLite's unique columns
         if index["unique"]:
             found |= _unique_index(dict(index), folding)
     if key:
-        found.add(Unique(tuple(key), folds_case=bool(folding & {*key})))
-    ordered = tuple(sorted(found, key=lambda item: (item.columns, item.folds_case)))
-    return Table(name, columns, key[0] if len(key) == 1 else None, ordered)
+        found.add(_unique(key, folding))
+    ordered = tuple(sorted(found, key=lambda item: (item.columns, item.folded)))
+    return Table(name, columns, tuple(key), ordered)
+
+
+def _unique(names: Iterable[str], folding: set[str]) -> Unique:
+    columns = tuple(names)
+    return Unique(columns, tuple(name for name in columns if name in folding))
 
 
 def _as_declared(bind: Any, table: str, columns: dict[str, Column]) -> dict[str, Column]:
@@ -169,12 +189,12 @@ def _unique_index(index: dict[str, Any], folding: set[str]) -> set[Unique]:
     if index.get("dialect_options", {}).get("postgresql_where"):
         return set()
     expressions = index.get("expressions") or index["column_names"]
-    names, folds = [], False
+    names, folding = [], {*folding}
     for expression in expressions:
         lowered = re.fullmatch(r'lower\(\(?"?(\w+)"?\)?(::[\w ]+)?\)', str(expression))
-        folds = folds or bool(lowered) or expression in folding
         names.append(lowered.group(1) if lowered else str(expression))
-    return {Unique(tuple(names), folds_case=folds)}
+        folding |= {lowered.group(1)} if lowered else set()
+    return {_unique(names, folding)}
 
 
 def _column(item: Any) -> Column:
@@ -232,3 +252,10 @@ def _column_from_json(fields: Mapping[str, Any]) -> Column:
     for name in ("bounds", "values"):
         values[name] = tuple(values[name]) if values[name] is not None else None
     return Column(**values)
+
+
+def _unique_from_json(fields: Mapping[str, Any]) -> Unique:
+    """Once a constraint folded all of its columns or none."""
+    columns = tuple(fields["columns"])
+    folded = fields["folded"] if "folded" in fields else columns if fields["folds_case"] else ()
+    return Unique(columns, tuple(folded))

@@ -12,6 +12,7 @@ import polars as pl
 
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import SchemaIncompatibleError
+from pipelines.migration.keys import listed
 from pipelines.migration.load import tables_written
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.plan import ChildPlan, EntityPlan, FieldPlan, Plan
@@ -25,8 +26,8 @@ def check_schema(run: RunContext) -> StageOutcome:
     blockers += [*_reference_blockers(run.plan, references)]
     warnings = [text for entity in run.plan.entities.values() for text in _warnings(entity)]
     warnings += [
-        f"{table}.{column}: refers to its own table; a row whose parent comes later is set aside"
-        for table, column, parent in references
+        f"{table}.{listed(columns)}: refers to its own table; a row whose parent comes later is set aside"
+        for table, columns, parent in references
         if table == parent
     ]
     entities = run.plan.entities.values()
@@ -56,9 +57,9 @@ def _blockers(plan: Plan, entity: EntityPlan) -> Iterator[str]:
     yield from _enum_blockers(entity)
     for field in entity.fields.values():
         yield from _field_blockers(plan, entity, field, empty)
-    key = entity.target.columns[entity.target_key]
-    if key.name not in entity.fields and key.kind != "integer":
-        yield f"{entity.target.name}.{key.name}: the key is not a number, so a field must give it"
+    for name in entity.target.key:
+        if name not in entity.fields and not entity.target.is_numbered:
+            yield f"{entity.target.name}.{name}: the key is not a number, so a field must give it"
     filled = {*entity.loaded_columns}
     yield from _unfilled(entity.target.name, entity.target.columns, filled)
     for child in entity.children.values():
@@ -72,7 +73,7 @@ def _field_blockers(plan: Plan, entity: EntityPlan, field: FieldPlan, empty: pl.
         return
     if field.ref is not None:
         parent = plan.entities[field.ref].target
-        given = parent.columns[plan.entities[field.ref].target_key].dtype
+        given = parent.columns[field.ref_column].dtype
     else:
         try:
             given = empty.select(field.value.alias("v")).dtypes[0]
@@ -83,19 +84,19 @@ def _field_blockers(plan: Plan, entity: EntityPlan, field: FieldPlan, empty: pl.
         yield f"{where}: {given} does not fit {field.column.type_name}; add a transform"
 
 
-def _references(run: RunContext) -> list[tuple[str, str, str]]:
-    """The foreign keys between the tables that are written: (table, column, the table referred to)."""
+def _references(run: RunContext) -> list[tuple[str, tuple[str, ...], str]]:
+    """The foreign keys between the tables that are written: (table, columns, the table referred to)."""
     written = [table.name for table in tables_written(run.plan)]
     found = [(item, parent) for parent in written for item in run.target.references_to(parent)]
-    return [(item.table.name, item.column, parent) for item, parent in found if item.table.name in written]
+    return [(item.table.name, item.columns, parent) for item, parent in found if item.table.name in written]
 
 
-def _reference_blockers(plan: Plan, references: list[tuple[str, str, str]]) -> Iterator[str]:
+def _reference_blockers(plan: Plan, references: list[tuple[str, tuple[str, ...], str]]) -> Iterator[str]:
     """Cycles of foreign keys, which no order of loading satisfies, and those that this order does not."""
     order = {table.name: place for place, table in enumerate(tables_written(plan))}
-    filled = {(e.target.name, name) for e in plan.entities.values() for name in e.fields}
-    filled |= {(c.table.name, c.parent) for e in plan.entities.values() for c in e.children.values()}
-    edges = {(t, parent) for t, column, parent in references if t != parent and (t, column) in filled}
+    filled = {e.target.name: {*e.fields} for e in plan.entities.values()}
+    filled |= {c.table.name: {*c.parent} for e in plan.entities.values() for c in e.children.values()}
+    edges = {(t, parent) for t, columns, parent in references if t != parent and {*columns} <= filled[t]}
     cyclic = {(table, parent) for table, parent in edges if _leads(parent, table, edges)}
     if cyclic:
         names = ", ".join(sorted({table for table, _ in cyclic}))
@@ -144,16 +145,16 @@ def _unfilled(table: str, columns: dict[str, Column], filled: set[str]) -> Itera
 
 
 def _child_blockers(plan: Plan, entity: EntityPlan, child: ChildPlan) -> Iterator[str]:
-    assert child.table.key is not None
-    if child.table.columns[child.table.key].kind != "integer":
-        yield f"{child.table.name}.{child.table.key}: the key of a child's table must be a number"
-    wanted = entity.target.columns[entity.target_key]
-    filled = {*child.made_columns(entity.source, wanted, plan.settings)}
+    filled = {*child.made_columns(entity.source, entity.record_dtype, plan.settings)}
+    if not child.table.is_numbered and not child.has_given_key(filled):
+        key = listed(child.table.key)
+        yield f"{child.table.name}.{key}: the key of a child's table must be a number, or made with the child"
     for name in sorted(filled - {*child.table.columns}):
         yield f"{child.table.name}.{name}: the child's transform makes a column that is not there"
-    yield from _unfilled(child.table.name, child.table.columns, filled | {child.parent, child.table.key})
-    if child.table.columns[child.parent].dtype != wanted.dtype:
-        yield f"{child.table.name}.{child.parent}: does not fit the key of {entity.target.name}"
+    yield from _unfilled(child.table.name, child.table.columns, filled | {*child.parent, *child.table.key})
+    for own, part in zip(child.table.pick(child.parent), entity.target_key, strict=True):
+        if own.dtype != part.dtype:
+            yield f"{child.table.name}.{own.name}: does not fit the key of {entity.target.name}"
 
 
 def _warnings(entity: EntityPlan) -> Iterator[str]:
@@ -170,16 +171,14 @@ def _warnings(entity: EntityPlan) -> Iterator[str]:
         ):
             given = source.max_length or "any number"
             yield f"{where}: takes {target.max_length} characters, the source {given}"
-        may_be_null = source.nullable and source.name != entity.mapping.key
+        may_be_null = source.nullable and source.name not in entity.mapping.key
         if not target.nullable and may_be_null and field.ref is None:
             yield f"{where}: must not be null, and the source may be"
     for unique in entity.unique:
         where = f"{entity.target.name}.{', '.join(unique.columns)}"
         if not any(held.columns == unique.columns for held in entity.source.unique):
             yield f"{where}: unique in the target, not in the source"
-        elif unique.folds_case and not any(
-            held.columns == unique.columns and held.folds_case for held in entity.source.unique
-        ):
+        elif unique.folded and unique not in entity.source.unique:
             yield f"{where}: unique whatever the case of letters in the target, not in the source"
     left = [
         name

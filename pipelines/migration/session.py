@@ -289,11 +289,7 @@ class Session:
 
 def _first_keys(transaction: TargetTransaction, plan: Plan) -> dict[str, int]:
     """The highest key of each table that is written and whose key is a number."""
-    return {
-        table.name: transaction.highest_key(table)
-        for table in tables_written(plan)
-        if table.columns[table.key or ""].kind == "integer"
-    }
+    return {table.name: transaction.highest_key(table) for table in tables_written(plan) if table.is_numbered}
 
 
 def _refuse_unfit(row: RunRow, mapping: Mapping, *, undoing: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +22,11 @@ class Snapshot(Protocol):
         """The number of rows."""
 
     def chunks(
-        self, table: Table, *, key: str, columns: tuple[str, ...], rows: int
+        self, table: Table, *, key: tuple[str, ...], columns: tuple[str, ...], rows: int
     ) -> Iterator[pl.DataFrame]:
-        """All rows in key order, at most `rows` in a frame, with one more column `_ill_typed`: the
-        names, joined by commas, of the columns whose value was not of their type and became null."""
+        """All rows in the database's own order of the key, at most `rows` in a frame, with one more column
+        `_ill_typed`: the names, joined by commas, of the columns whose value was not of their type and
+        became null."""
 
 
 class KeysetSnapshot(ABC):
@@ -39,23 +40,42 @@ class KeysetSnapshot(ABC):
         return int(self._connection.scalar(sa.select(sa.func.count()).select_from(sa.table(table))) or 0)
 
     def chunks(
-        self, table: Table, *, key: str, columns: tuple[str, ...], rows: int
+        self, table: Table, *, key: tuple[str, ...], columns: tuple[str, ...], rows: int
     ) -> Iterator[pl.DataFrame]:
         """See Snapshot.chunks."""
+        order = _indexed(table, key)
         selected: list[sa.ColumnClause[Any]] = [sa.column(name) for name in columns]
-        first = sa.select(*selected).select_from(sa.table(table.name)).order_by(sa.column(key)).limit(rows)
-        last: Any = None
+        pages = sa.select(*selected).select_from(sa.table(table.name)).limit(rows)
+        first = pages.order_by(*map(sa.column, order))
+        last: Sequence[Any] | None = None
         while True:
-            page = first if last is None else first.where(sa.column(key) > last)
-            frame, last = self.page(page, [table.columns[name] for name in columns], key)
+            page = first if last is None else first.where(_beyond(order, last))
+            frame, last = self.page(page, table.pick(columns), order)
             if not frame.is_empty():
                 yield frame
-            if frame.height < rows or last is None:
+            if frame.height < rows or last is None or None in last:
                 return
 
     @abstractmethod
-    def page(self, statement: sa.Select[Any], columns: list[Column], key: str) -> tuple[pl.DataFrame, Any]:
+    def page(
+        self, statement: sa.Select[Any], columns: list[Column], key: Sequence[str]
+    ) -> tuple[pl.DataFrame, Sequence[Any] | None]:
         """The rows of a statement as a chunk, and the last one's key as the database takes it."""
+
+
+def _indexed(table: Table, key: tuple[str, ...]) -> tuple[str, ...]:
+    """The key's columns in the order of the index that holds them, where there is one."""
+    return next((held.columns for held in table.unique if {*held.columns} == {*key}), key)
+
+
+def _beyond(names: Sequence[str], last: Sequence[Any]) -> sa.ColumnElement[bool]:
+    """Whether a row comes after the one of this key, in the order of these columns: one comparison of
+    rows, which an index over them answers."""
+    columns: list[sa.ColumnElement[Any]] = [*map(sa.column, names)]
+    is_after: sa.ColumnElement[bool] = columns[0] > last[0]
+    if len(columns) > 1:
+        is_after = sa.tuple_(*columns) > sa.tuple_(*map(sa.literal, last))
+    return is_after
 
 
 class Source(Protocol):

@@ -63,10 +63,12 @@ class SqliteSource:
 class SqliteSnapshot(KeysetSnapshot):
     """Reads inside one transaction."""
 
-    def page(self, statement: sa.Select[Any], columns: list[Column], key: str) -> tuple[pl.DataFrame, Any]:
-        fetched = self._fetch(statement)
-        place = [column.name for column in columns].index(key)
-        return frame_of(columns, fetched), fetched[-1][place] if fetched else None
+    def page(
+        self, statement: sa.Select[Any], columns: list[Column], key: Sequence[str]
+    ) -> tuple[pl.DataFrame, Sequence[Any] | None]:
+        fetched, names = self._fetch(statement), [column.name for column in columns]
+        last = [fetched[-1][names.index(name)] for name in key] if fetched else None
+        return frame_of(columns, fetched), last
 
     def _fetch(self, statement: sa.Select[Any]) -> Sequence[Sequence[Any]]:
         """The rows as the driver makes them; a page with text that is not UTF-8 is read a second time."""

@@ -16,6 +16,7 @@ import polars as pl
 import sqlalchemy as sa
 
 from pipelines.migration.errors import RecordRefusedError, TargetError, TargetLockedError
+from pipelines.migration.keys import key_text
 from pipelines.migration.relational import RelationalTransaction, reflect_references
 from pipelines.migration.schema import Column, Table, reflect_tables
 from pipelines.migration.sqlite_values import frame_of, stored_rows, text_or_bytes
@@ -145,6 +146,13 @@ class SqliteTransaction(RelationalTransaction):
         listed = sa.func.json_each(json.dumps(list(values))).table_valued("value")
         return column.in_(sa.select(listed.c.value))
 
+    def together(
+        self, columns: Sequence[Column], compared: Sequence[sa.ColumnElement[Any]], rows: pl.DataFrame
+    ) -> Any:
+        listed = sa.func.json_each(json.dumps([*stored_rows(rows)])).table_valued("value")
+        parts = (sa.func.json_extract(listed.c.value, f"$[{place}]") for place in range(len(columns)))
+        return sa.tuple_(*compared).in_(sa.select(*parts))
+
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
         return frame_of(columns, self._connection.execute(statement).all()).drop("_ill_typed")
 
@@ -159,9 +167,9 @@ class SqliteTransaction(RelationalTransaction):
         self._many(statement, stored_rows(frame))
 
     def update(self, table: Table, frame: pl.DataFrame) -> None:
-        names = [name for name in frame.columns if name != table.key]
+        names = [name for name in frame.columns if name not in table.key]
         if names:
-            self._many(self._update(table, names), stored_rows(frame.select(*names, table.key or "")))
+            self._many(self._update(table, names), stored_rows(frame.select(*names, *table.key)))
 
     def after_hashes(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
         images = self.images(table, keys)
@@ -170,18 +178,18 @@ class SqliteTransaction(RelationalTransaction):
     def images(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
         columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in table.columns]
         statement = sa.select(*columns).select_from(sa.table(table.name)).where(self.has_key(table, keys))
-        place = [*table.columns].index(table.key or "")
         rows = self._connection.execute(statement).all()
-        return {str(row[place]): json.dumps([*row], default=_tagged) for row in rows}
+        return dict(
+            zip(_keys(table, rows), (json.dumps([*row], default=_tagged) for row in rows), strict=True)
+        )
 
     def restore(self, table: Table, images: Sequence[str]) -> None:
         names = _stored(table)
-        others = [name for name in names if name != table.key]
+        others = [name for name in names if name not in table.key]
         rows = (self._row(table, image) for image in images)
-        self._many(
-            self._update(table, others),
-            ((*(row[name] for name in others), row[table.key or ""]) for row in rows),
-        )
+        if others:
+            set_in = ([row[name] for name in (*others, *table.key)] for row in rows)
+            self._many(self._update(table, others), set_in)
 
     def bring_back(self, table: Table, images: Sequence[str]) -> None:
         names = _stored(table)
@@ -196,9 +204,10 @@ class SqliteTransaction(RelationalTransaction):
         return dict(zip(table.columns, json.loads(image, object_hook=_untagged), strict=True))
 
     def _update(self, table: Table, names: list[str]) -> sa.Update:
-        rows = sa.table(table.name, *map(sa.column, [*names, table.key or ""]))
+        rows = sa.table(table.name, *map(sa.column, [*names, *table.key]))
         values: dict[str, Any] = {name: sa.bindparam(f"v{place}") for place, name in enumerate(names)}
-        return sa.update(rows).values(values).where(rows.c[table.key or ""] == sa.bindparam("k"))
+        same = (rows.c[name] == sa.bindparam(f"k{place}") for place, name in enumerate(table.key))
+        return sa.update(rows).values(values).where(sa.and_(*same))
 
     def _many(self, statement: Any, rows: Any) -> None:
         """One prepared statement for all rows; its parameters stand in the order of the rows' values."""
@@ -236,6 +245,15 @@ def refusal_of(error: BaseException) -> RecordRefusedError | None:
 
 def _stored(table: Table) -> list[str]:
     return [name for name, column in table.columns.items() if not column.is_computed]
+
+
+def _keys(table: Table, rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    """The keys of whole rows, as text."""
+    places = [[*table.columns].index(name) for name in table.key]
+    if len(places) == 1:
+        return (str(row[places[0]]) for row in rows)
+    parts = frame_of(table.key_columns, [[row[place] for place in places] for row in rows])
+    return iter(parts.select(key_text(table.key_columns)).to_series())
 
 
 def _tagged(value: bytes) -> dict[str, str]:

@@ -21,14 +21,20 @@ from pipelines.migration.schema import Table, Unique
 
 @dataclass(frozen=True)
 class Reference:
-    """A foreign key of one column: `table.column` refers to the key of another table."""
+    """A foreign key: these columns of the table refer to those columns of another table."""
 
     table: Table
-    column: str
+    columns: tuple[str, ...]
+    referred: tuple[str, ...]
+
+    def to_key(self, of: Table) -> tuple[str, ...] | None:
+        """The columns in the order of the other table's key; None when they refer to other columns."""
+        held = dict(zip(self.referred, self.columns, strict=True))
+        return tuple(held[name] for name in of.key) if {*held} == {*of.key} else None
 
 
 class TargetTransaction(Protocol):
-    """Statements that commit together. Keys are in the key column's own type."""
+    """Statements that commit together. Keys are as `keys.key_value` gives them."""
 
     @property
     def connection(self) -> sa.Connection:
@@ -59,8 +65,8 @@ class TargetTransaction(Protocol):
         """The highest key of a table whose key is a number; 0 when it is empty."""
 
     def find(self, table: Table, unique: Unique, values: pl.DataFrame) -> pl.DataFrame:
-        """The rows that equal one of the rows of values in a column that is unique: a frame of that
-        column, under its own name and as it stands there, and `_found`, the key."""
+        """The rows that equal one of the rows of values in columns that are unique: a frame of these
+        columns, under their own names and as they stand there, and `_found`, the key."""
 
     def insert(self, table: Table, frame: pl.DataFrame) -> None:
         """Insert the rows of a frame whose columns are named like the table's."""
@@ -83,18 +89,22 @@ class TargetTransaction(Protocol):
     def delete(self, table: Table, keys: Sequence[Any]) -> int:
         """Delete the rows of these keys; how many there were."""
 
-    def referring(self, reference: Reference, keys: Sequence[Any]) -> list[tuple[str, str | None]]:
-        """The rows that refer to these keys: (the key referred to, their own key or None), as text."""
+    def referring(
+        self, table: Table, columns: tuple[str, ...], keys: Sequence[Any]
+    ) -> list[tuple[str, str | None]]:
+        """The rows whose columns have one of these keys: (that key, their own key or None), as text."""
 
     def scan(self, table: Table, columns: list[str], *, rows: int) -> Iterator[pl.DataFrame]:
         """All rows as they are at one moment, in no order, at most `rows` in a frame, in the columns' staged
         types. Until it ends, the transaction does nothing else."""
 
-    def rows(self, table: Table, columns: list[str], *, of: str, among: Sequence[Any]) -> pl.DataFrame:
-        """The rows whose column `of` has one of these values, in key order and staged types."""
+    def rows(
+        self, table: Table, columns: list[str], *, of: tuple[str, ...], among: Sequence[Any]
+    ) -> pl.DataFrame:
+        """The rows whose columns `of` have one of these keys, in key order and staged types."""
 
     def advance_sequence(self, table: Table) -> None:
-        """Make the key's sequence go on above the highest key; no sequence is nothing to do."""
+        """Make the numbered key's sequence go on above the highest key; no sequence is nothing to do."""
 
 
 class Target(Protocol):

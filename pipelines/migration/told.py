@@ -23,6 +23,7 @@ from eventsourcing.query import EventQuery
 from pipelines.migration.announce import EventLog
 from pipelines.migration.context import RunContext
 from pipelines.migration.eventframes import streams_of, told_children, told_record
+from pipelines.migration.keys import key_text, key_value
 from pipelines.migration.plan import ChildPlan, EntityPlan
 from pipelines.migration.records import rolled_back_class
 from pipelines.migration.rowhash import row_hashes
@@ -30,6 +31,8 @@ from pipelines.migration.schema import Column, Table
 
 Row = dict[str, Any]
 
+_PLAIN = frozenset({"text", "integer", "uuid"})
+"""Kinds whose text in JSON is their text in a key."""
 _SAME_TEXT = frozenset({"text", "integer", "boolean", "datetime", "datetime_tz", "date", "uuid", "binary"})
 """Kinds of columns whose values have one text in JSON, whichever database they come from."""
 
@@ -105,7 +108,9 @@ class Telling:
     def has_same_text(self, child: ChildPlan | None) -> bool:
         """Whether the rows of a table, the record's own or its children, can be compared as texts."""
         kinds = {column.kind for column in told_columns(self.run, self.entity, child)}
-        return kinds <= _SAME_TEXT and not _MARKS & {*self.entity.loaded_columns, *self.entity.columns}
+        keys = {column.kind for column in self.entity.target_key}
+        same = kinds <= _SAME_TEXT and (len(self.entity.target_key) == 1 or keys <= _PLAIN)
+        return same and not _MARKS & {*self.entity.loaded_columns, *self.entity.columns}
 
     def texts(self, child: ChildPlan | None, payloads: pl.Series) -> pl.DataFrame:
         """`key` and `hash`, the very text, of a table's rows as events tell them, each under its record's
@@ -132,24 +137,20 @@ class Telling:
             names = self._columns_of(child)
             rows = told_children(self.run, child, page.select(names)).struct.json_encode()
             text = rows.str.strip_prefix(f'{{"{names[0]}":').str.strip_suffix("}")
-            return pl.DataFrame([page[child.parent].cast(pl.String).alias("key"), text.alias("hash")])
-        keys = page[entity.target_key]
+            return page.select(key_text(child.table.pick(child.parent)).alias("key"), text.alias("hash"))
+        columns = entity.target_key
+        keys = page.select(key_value(columns)).to_series()
         record = told_record(self.run, entity, keys, page.select(*entity.fields)).struct.json_encode()
-        return pl.DataFrame([keys.cast(pl.String).alias("key"), record.str.strip_suffix("}").alias("hash")])
+        return page.select(key_text(columns).alias("key"), record.str.strip_suffix("}").alias("hash"))
 
     def _columns_of(self, child: ChildPlan) -> list[str]:
         """In the order in which events tell them."""
-        key = self.entity.target.columns[self.entity.target_key]
-        return child.made_columns(self.entity.source, key, self.run.plan.settings)
+        return child.made_columns(self.entity.source, self.entity.record_dtype, self.run.plan.settings)
 
     def _keys(self, texts: pl.DataFrame) -> pl.Series:
-        entity = self.entity
-        number = entity.target.columns[entity.target_key].kind == "integer"
-        value = _after(pl.col("hash"), f'"{entity.target_key}":')
-        keys = texts.select(value.str.extract(_NUMBER if number else _TEXT)).to_series()
-        if keys.str.contains("\\", literal=True).any():
-            keys = pl.Series([None if key is None else orjson.loads(f'"{key}"') for key in keys])
-        return keys
+        parts = [replace(column, kind="text") for column in self.entity.target_key]
+        told = pl.DataFrame([_part_in(texts["hash"], column) for column in self.entity.target_key])
+        return told.select(key_text(parts)).to_series()
 
     def values(self, child: ChildPlan | None, payloads: pl.Series) -> pl.DataFrame:
         """`key` and `hash` of a table's rows as events tell their values, each under its record's key."""
@@ -163,7 +164,7 @@ class Telling:
         table, owner = table_of(self.entity, child)
         columns = told_columns(self.run, self.entity, child)
         hashes = row_hashes(seen(self.run, table, columns, page), columns).alias("hash")
-        return pl.DataFrame([page[owner].cast(pl.String).alias("key"), hashes])
+        return page.select(key_text(table.pick(owner)).alias("key"), hashes)
 
 
 _DATA, _END = '"target_data":', ',"migrated_at":"'
@@ -173,6 +174,16 @@ _MARKS = {"target_data", "migrated_at"}
 """Names of columns that could be taken for them."""
 
 _NUMBER, _TEXT = r"^(-?\d+)", r'^"((?:[^"\\]|\\.)*)"'
+
+
+def _part_in(texts: pl.Series, column: Column) -> pl.Series:
+    """One column of the key, as text, out of what events tell."""
+    value = _after(pl.col(texts.name), f'"{column.name}":')
+    form = _NUMBER if column.kind == "integer" else _TEXT
+    found = texts.to_frame().select(value.str.extract(form)).to_series()
+    if found.str.contains("\\", literal=True).any():
+        found = pl.Series([None if text is None else orjson.loads(f'"{text}"') for text in found])
+    return found.alias(column.name)
 
 
 def _list_of(child: str) -> str:
@@ -197,14 +208,18 @@ def _target_data(payload: str) -> Row:
     return found
 
 
-def table_of(entity: EntityPlan, child: ChildPlan | None) -> tuple[Table, str]:
-    """The table of an entity or of its children, and its column that holds the record's key."""
-    return (entity.target, entity.target_key) if child is None else (child.table, child.parent)
+def table_of(entity: EntityPlan, child: ChildPlan | None) -> tuple[Table, tuple[str, ...]]:
+    """The table of an entity or of its children, and its columns that hold the record's key."""
+    return (entity.target, entity.target.key) if child is None else (child.table, child.parent)
 
 
 def told_rows(entity: EntityPlan, child: ChildPlan | None, records: list[Row]) -> tuple[list[str], list[Row]]:
     """The record keys and the rows that events tell of one table."""
-    keys = [str(record[entity.target_key]) for record in records]
+    columns = entity.target_key
+    if len(columns) == 1:
+        keys = [str(record[columns[0].name]) for record in records]
+    else:
+        keys = typed(columns, records).select(key_text(columns)).to_series().to_list()
     if child is None:
         return keys, records
     pairs = [
@@ -221,7 +236,7 @@ def told_columns(run: RunContext, entity: EntityPlan, child: ChildPlan | None) -
         secret = {name for name, spec in entity.fields.items() if spec.secret}
     else:
         secret = {*child.secret}
-        names = child.made_columns(entity.source, entity.target.columns[entity.target_key], run.plan.settings)
+        names = child.made_columns(entity.source, entity.record_dtype, run.plan.settings)
     columns = [table.columns[name] for name in sorted({*names})]
     return [replace(column, kind="text") if column.name in secret else column for column in columns]
 

@@ -1,9 +1,10 @@
 """Transform: the extracted rows in the target's form, vectorised; what could not be made is marked.
 
-The new key of a record is the one its field gives, else its number in key order above the highest key
+The new key of a record is the one its fields give, else its number in key order above the highest key
 that the target held, so it never depends on the target's sequence; a record that the target holds
-already keeps the key that it has there (see `matching`). Rows that the mapping's `where` leaves out are
-counted as filtered.
+already keeps the key that it has there (see `matching`). Where a reference is part of the new key, that key
+is known in the validate stage, and the source's stands in until then. Rows that the mapping's `where` leaves
+out are counted as filtered.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import polars as pl
 from pipelines.migration.ahead import ahead
 from pipelines.migration.chunks import Chunk, remove_stage
 from pipelines.migration.context import RunContext, check_accounting
+from pipelines.migration.keys import key_text, key_value
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.matching import match_existing
 from pipelines.migration.plan import ChildPlan, EntityPlan, FieldPlan
@@ -83,7 +85,7 @@ def _transformed(
     for chunk in chunks:
         source = _wanted(run.read(chunk), entity)
         frame = transform_frame(source, entity, first_record=first + 1)
-        if entity.policy != "fail":
+        if entity.policy != "fail" and not entity.is_matched_late:
             with run.target.transaction() as transaction:
                 frame = match_existing(transaction, entity, frame)
         _count_conversions(source, entity, conversions)
@@ -107,16 +109,20 @@ def transform_frame(source: pl.DataFrame, entity: EntityPlan, *, first_record: i
     marks = [pl.when(check.broken).then(pl.lit(number, pl.Int32)) for number, check in enumerate(failures)]
     failed = pl.concat_list(marks).list.drop_nulls() if marks else pl.lit([], pl.List(pl.Int32))
     ordinal = pl.int_range(first_record, first_record + source.height, dtype=pl.Int64)
-    given = entity.fields.get(entity.target_key)
-    return source.select(
-        pl.col(entity.mapping.key).cast(pl.String).alias("_key"),
-        (_target_value(given) if given else ordinal).alias("_record"),
+    frame = source.select(
+        key_text(entity.source_key).alias("_key"),
         pl.lit(value=False).alias("_existing"),
         pl.col("_ill_typed"),
         failed.alias("_failed"),
         *(pl.col(name).alias(f"s:{name}") for name in entity.columns),
         *(_target_value(field).alias(f"t:{name}") for name, field in entity.fields.items()),
     )
+    record = ordinal
+    if entity.has_referring_key:
+        record = pl.col("_key")
+    elif {*entity.target.key} <= {*entity.fields}:
+        record = key_value(entity.target_key, prefix="t:")
+    return frame.insert_column(1, frame.select(record.alias("_record")).to_series())
 
 
 def _target_value(field: FieldPlan) -> pl.Expr:

@@ -10,6 +10,7 @@ import polars as pl
 import sqlalchemy as sa
 
 from pipelines.migration.context import RunContext
+from pipelines.migration.keys import key_values
 from pipelines.migration.load import tables_of
 from pipelines.migration.plan import EntityPlan
 from pipelines.migration.schema import Table
@@ -107,9 +108,12 @@ def _conflicts(
     ours = {(name, key) for name, frame in written.items() for key in frame["target_key"]}
     inserted = written[entity.target.name].filter(pl.col("op") == "insert")
     for reference in references:
-        for record, own_key in transaction.referring(reference, _keys(entity.target, inserted)):
-            if (reference.table.name, own_key) not in ours:
-                conflicts.setdefault(record, ("conflict", f"{reference.table.name} {own_key} refers to it"))
+        columns, table = reference.to_key(entity.target), reference.table
+        if columns is None:
+            continue
+        for record, own_key in transaction.referring(table, columns, _keys(entity.target, inserted)):
+            if (table.name, own_key) not in ours:
+                conflicts.setdefault(record, ("conflict", f"{table.name} {own_key} refers to it"))
     return {
         record: conflict if record in standing else ("gone", conflict[1])
         for record, conflict in conflicts.items()
@@ -129,7 +133,7 @@ def _changed_since(
             how = "changed" if key in now else "deleted"
             yield record, f"{table.name} {key} was {how} by others"
     dropped = written.filter(pl.col("op") == "delete")
-    reused = transaction.after_hashes(table, _keys(table, dropped))
+    reused = {*transaction.after_hashes(table, _keys(table, dropped))} - {*left_there["target_key"]}
     for record, key in dropped.select("record_key", "target_key").iter_rows():
         if key in reused:
             yield record, f"{table.name} {key} was taken by others"
@@ -184,7 +188,4 @@ def _record_left(
 
 
 def _keys(table: Table, rows: pl.DataFrame) -> list[Any]:
-    assert table.key is not None
-    keys = rows["target_key"]
-    is_number = table.columns[table.key].kind == "integer"
-    return (keys.cast(pl.Int64) if is_number else keys).to_list()
+    return key_values(table.key_columns, rows["target_key"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from pipelines.migration.keys import listed
 from pipelines.migration.schema import Unique
 
 
@@ -26,9 +27,9 @@ class Distinct:
     @classmethod
     def under(cls, unique: Unique) -> Distinct:
         """What a constraint of the target compares, as its collation does."""
-        values = [pl.col(f"t:{name}") for name in unique.columns]
-        compared = [value.str.to_lowercase() for value in values] if unique.folds_case else values
-        return cls(", ".join(unique.columns), compared)
+        values = {name: pl.col(f"t:{name}") for name in unique.columns}
+        values |= {name: values[name].str.to_lowercase() for name in unique.folded}
+        return cls(listed(unique.columns), [*values.values()])
 
     def value(self) -> pl.Expr:
         """The value of each record; only of those that are `complete` does it count."""

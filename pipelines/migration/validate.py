@@ -19,8 +19,12 @@ from pipelines.migration.attempts import taken_in
 from pipelines.migration.chunks import Chunk, remove_stage
 from pipelines.migration.context import RunContext, check_accounting
 from pipelines.migration.errors import ThresholdExceededError
+from pipelines.migration.eventframes import key_room
+from pipelines.migration.keys import key_frame, key_text, key_value, listed
 from pipelines.migration.manifest import StageOutcome
-from pipelines.migration.plan import Check, EntityPlan
+from pipelines.migration.matching import match_existing
+from pipelines.migration.plan import Check, EntityPlan, FieldPlan
+from pipelines.migration.records import is_unfit
 from pipelines.migration.rules import broken_mask, rule_message
 from pipelines.migration.uniqueness import Distinct, shared
 from pipelines.migration.worktables import id_map
@@ -40,7 +44,7 @@ Parents = dict[str, pl.DataFrame]
 def validate(run: RunContext) -> StageOutcome:
     """Part every entity's records into valid and quarantined ones."""
     run.require("validate", needs="transform")
-    for stage in ("valid", "quarantine"):
+    for stage in ("matched", "valid", "quarantine"):
         remove_stage(run.folder, stage)
         run.begin_stage(stage)
     parents: Parents = {}
@@ -88,17 +92,23 @@ class _Judgement:
     found: list[pl.DataFrame] = field(default_factory=list)
 
     @property
+    def is_matched_here(self) -> bool:
+        return self.entity.policy != "fail" and self.entity.is_matched_late
+
+    @property
     def chunks(self) -> list[Chunk]:
-        return self.run.staged("transform", self.entity.name)
+        return self.run.staged("matched" if self.is_matched_here else "transform", self.entity.name)
 
     def judge(self) -> None:
         """Find all violations: row by row, then across rows."""
+        if self.is_matched_here:
+            self._match()
         distinct = [*map(Distinct.under, self.entity.unique)]
-        distinct.append(Distinct(self.entity.mapping.key, [pl.col("_key")]))
+        distinct.append(Distinct(listed(self.entity.mapping.key), [pl.col("_key")]))
         for place, chunk in enumerate(self.chunks):
             self.run.refuse_when_stopped()
-            frame = self._with_references(self.run.read(chunk))
-            checks = [*self._row_checks(frame), *self._reference_checks(), *self._own_checks()]
+            frame = self._resolved(chunk)
+            checks = [*self._row_checks(frame), *self._own_checks()]
             violations = _long_form(frame, checks)
             violations = pl.concat([violations, *self._child_violations(place, frame)])
             self.found.append(violations)
@@ -113,7 +123,7 @@ class _Judgement:
     def _accepted(self) -> Iterator[pl.DataFrame]:
         """The records of each chunk in which nothing is wrong by themselves."""
         for chunk, violations in zip(self.chunks, [*self.found], strict=True):
-            yield _without(self._with_references(self.run.read(chunk)), violations)
+            yield _without(self._resolved(chunk), violations)
 
     def stage_valid(self) -> dict[str, int]:
         """Write the valid records, their children and the quarantine of each chunk."""
@@ -130,7 +140,7 @@ class _Judgement:
             if same:
                 run.link("valid", name, chunk)
             if is_parent or children or not same:
-                frame = self._with_references(run.read(chunk))
+                frame = self._resolved(chunk)
                 valid = _without(frame, violations)
                 rows = valid.height
                 if not same:
@@ -152,7 +162,7 @@ class _Judgement:
         """The keys of the records that earlier attempts loaded."""
         if self.run.attempt == 1:
             return []
-        dtype = self.entity.target.columns[self.entity.target_key].dtype
+        dtype = self.entity.record_dtype
         with self.run.target.transaction() as transaction:
             frames = id_map(
                 transaction.connection, self.run.migration_id, self.entity.name, self.entity.target.name
@@ -170,7 +180,7 @@ class _Judgement:
         if wanted is None:
             return
         extracted = [
-            self.run.read(chunk)[self.entity.mapping.key].cast(pl.String).alias("_key")
+            self.run.read(chunk).select(key_text(self.entity.source_key).alias("_key")).to_series()
             for chunk in self.run.staged("extract", self.entity.name)
         ]
         gone = wanted.filter(~wanted.is_in(pl.concat(extracted).implode())) if extracted else wanted
@@ -178,7 +188,7 @@ class _Judgement:
             texts = {
                 "stage": "extract",
                 "rule": "gone",
-                "column": self.entity.mapping.key,
+                "column": listed(self.entity.mapping.key),
                 "message": "is not in the source any more",
             }
             frame = gone.to_frame().with_columns(pl.lit(text).alias(name) for name, text in texts.items())
@@ -199,11 +209,36 @@ class _Judgement:
                 continue
             lookup = self.parents[spec.ref].rename({"_key": "_ref", "_record": "_new"})
             lookup = lookup.with_columns(pl.lit(value=True).alias(f"_there:{name}"))
-            joined = frame.with_columns(pl.col(f"s:{spec.sources[0]}").cast(pl.String).alias("_ref")).join(
+            sources = self.entity.source.pick(spec.sources)
+            joined = frame.with_columns(key_text(sources, prefix="s:").alias("_ref")).join(
                 lookup, on="_ref", how="left", maintain_order="left"
             )
-            frame = joined.with_columns(pl.col("_new").alias(f"t:{name}")).drop("_ref", "_new")
+            new = self._referred(spec, joined["_new"])
+            frame = joined.with_columns(new.alias(f"t:{name}")).drop("_ref", "_new")
+        if self.entity.has_referring_key:
+            frame = frame.with_columns(key_value(self.entity.target_key, prefix="t:").alias("_record"))
         return frame
+
+    def _resolved(self, chunk: Chunk) -> pl.DataFrame:
+        """A chunk with its references."""
+        frame = self.run.read(chunk)
+        return frame if self.is_matched_here else self._with_references(frame)
+
+    def _match(self) -> None:
+        """Find out, now that references are known, which records are in the target already, and stage it:
+        that is decided once."""
+        self.run.manifest.staged["matched"][self.entity.name] = []
+        for chunk in self.run.staged("transform", self.entity.name):
+            self.run.refuse_when_stopped()
+            frame = self._with_references(self.run.read(chunk))
+            with self.run.target.transaction() as transaction:
+                frame = match_existing(transaction, self.entity, frame)
+            self.run.write("matched", self.entity.name, chunk.number, frame)
+
+    def _referred(self, spec: FieldPlan, keys: pl.Series) -> pl.Series:
+        """What a field takes of the new keys of its parents."""
+        parent = self.run.plan.entities[spec.ref or ""]
+        return key_frame(parent.target_key, keys)[spec.ref_column] if len(parent.target_key) > 1 else keys
 
     def _row_checks(self, frame: pl.DataFrame) -> Iterator[tuple[str, Check]]:
         for name in self.entity.columns:
@@ -219,13 +254,15 @@ class _Judgement:
         for number, check in enumerate(failures):
             failed = pl.col("_failed").list.contains(number)
             yield "transform", Check(check.rule, check.column, check.message, failed)
+        yield from self._reference_checks()  # before what a column lacks because of them
         yield from (("validate", check) for spec in self.entity.fields.values() for check in spec.checks)
         yield from (("validate", check) for child in self.entity.children.values() for check in child.checks)
 
     def _reference_checks(self) -> Iterator[tuple[str, Check]]:
         for name, spec in self.entity.fields.items():
             if spec.ref is not None and spec.on_missing == "quarantine":
-                missing = pl.col(f"s:{spec.sources[0]}").is_not_null() & pl.col(f"t:{name}").is_null()
+                given = pl.all_horizontal(pl.col(f"s:{source}").is_not_null() for source in spec.sources)
+                missing = given & pl.col(f"t:{name}").is_null()
                 known = pl.col(f"_there:{name}").fill_null(value=False)
                 message = f"refers to a record of {spec.ref} that is not there"
                 yield "validate", Check("reference", name, message, missing & ~known)
@@ -233,36 +270,43 @@ class _Judgement:
                 yield "validate", Check("parent", name, message, missing & known)
 
     def _own_checks(self) -> Iterator[tuple[str, Check]]:
-        """What a retry would match with a record that the run itself loaded is no record to update."""
+        """A key of several columns stands as it is in the name of its record's stream. What a retry would
+        match with a record that the run itself loaded is no record to update."""
+        if len(self.entity.target_key) > 1 and self.entity.mapping.event is not None:
+            room = key_room(self.run, self.entity)
+            message = (
+                f"makes no name of a stream: it is longer than {room} characters, or has unprintable ones"
+            )
+            broken = is_unfit(pl.col("_record"), room)
+            yield "validate", Check("stream", listed(self.entity.target.key), message, broken)
         if loaded := self._loaded_before():
             own = pl.col("_record").is_in(pl.concat(loaded)["_record"].implode())
-            name = self.entity.mapping.natural_key
+            name = listed(self.entity.mapping.natural_key)
             message = "is taken by another record of this run"
             yield "validate", Check("unique", name, message, pl.col("_existing") & own)
 
     def _child_violations(self, place: int, frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """What the target's columns say against a record's children counts against the record."""
         for child in self.entity.children.values():
-            made = self.run.read(self.run.staged("transform", f"{self.entity.name}.{child.name}")[place])
-            keyed = made.join(
-                frame.select("_key", "_record"), on="_record", how="inner", maintain_order="left"
-            )
+            made = self._children(child.name, place, frame)
             checks = [("validate", check) for check in child.target_checks(made.columns)]
-            yield _long_form(keyed, checks).unique(maintain_order=True)
+            yield _long_form(made, checks).unique(maintain_order=True)
 
     def _stage_children(self, place: int, valid: pl.DataFrame, next_key: dict[str, int]) -> None:
         for name in self.entity.children:
-            chunk = self.run.staged("transform", f"{self.entity.name}.{name}")[place]
-            made = self.run.read(chunk)
-            kept = made.join(valid.select("_record"), on="_record", how="semi", maintain_order="left")
+            kept = self._children(name, place, valid).drop("_key")
             numbers = pl.int_range(next_key[name], next_key[name] + kept.height, dtype=pl.Int64)
-            self.run.write(
-                "valid",
-                f"{self.entity.name}.{name}",
-                chunk.number,
-                kept.with_columns(numbers.alias("_child")),
-            )
+            number, numbered = self.chunks[place].number, kept.with_columns(numbers.alias("_child"))
+            self.run.write("valid", f"{self.entity.name}.{name}", number, numbered)
             next_key[name] += kept.height
+
+    def _children(self, name: str, place: int, frame: pl.DataFrame) -> pl.DataFrame:
+        """The children that were made for the records of a frame, with the keys that these have now."""
+        made = self.run.read(self.run.staged("transform", f"{self.entity.name}.{name}")[place])
+        made_for = "_key" if self.entity.has_referring_key else "_record"
+        made = made.rename({"_record": made_for})
+        keyed = made.join(frame.select("_key", "_record"), on=made_for, how="inner", maintain_order="left")
+        return keyed.select("_record", cs.starts_with("t:"), "_key")
 
 
 def _without(frame: pl.DataFrame, violations: pl.DataFrame) -> pl.DataFrame:

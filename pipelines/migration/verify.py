@@ -22,6 +22,7 @@ from pipelines.migration.buckets import Compared
 from pipelines.migration.comparison import FIRST, TableCompared, Writes, compare_entity, tables_of
 from pipelines.migration.context import RunContext
 from pipelines.migration.invariants import broken_invariants
+from pipelines.migration.keys import key_text, key_values, listed
 from pipelines.migration.load import tables_written
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.naming import name_columns
@@ -137,11 +138,13 @@ def _know_records(run: RunContext, transaction: TargetTransaction, differences: 
             one["record"] = known.get(one["key"], one["key"])
 
 
-def _parents(transaction: TargetTransaction, table: Table, column: str, keys: list[str]) -> dict[str, str]:
+def _parents(
+    transaction: TargetTransaction, table: Table, columns: tuple[str, ...], keys: list[str]
+) -> dict[str, str]:
     """The parents of children that the run did not write."""
-    assert table.key is not None
-    rows = transaction.rows(table, [table.key, column], of=table.key, among=_keys(table, keys))
-    return {str(key): str(parent) for key, parent in rows.iter_rows()}
+    rows = transaction.rows(table, [*table.key, *columns], of=table.key, among=_keys(table, keys))
+    parents = key_text(table.pick(columns)).alias("parent")
+    return dict(rows.select(key_text(table.key_columns).alias("key"), parents).iter_rows())
 
 
 def _of_events(events: dict[str, dict[str, Compared]]) -> Iterator[Difference]:
@@ -178,25 +181,29 @@ def _orphans(plan: Plan, transaction: TargetTransaction) -> dict[str, int]:
     """References that lead nowhere, for targets that do not check them themselves."""
     found = {}
     for entity in plan.entities.values():
+        references: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}
         for name, spec in entity.fields.items():
             if spec.ref is not None:
-                parent = plan.entities[spec.ref]
-                count = _lost(transaction, entity.target.name, name, parent.target.name, parent.target_key)
-                found[f"{entity.target.name}.{name}"] = count
+                references.setdefault((spec.ref, spec.sources), {})[name] = spec.ref_column
+        for (parent, _), columns in references.items():
+            count = _lost(transaction, entity.target.name, columns, plan.entities[parent].target.name)
+            found[f"{entity.target.name}.{listed(columns)}"] = count
         for child in entity.children.values():
-            count = _lost(transaction, child.table.name, child.parent, entity.target.name, entity.target_key)
-            found[f"{child.table.name}.{child.parent}"] = count
+            columns = dict(zip(child.parent, entity.target.key, strict=True))
+            count = _lost(transaction, child.table.name, columns, entity.target.name)
+            found[f"{child.table.name}.{listed(child.parent)}"] = count
     return found
 
 
-def _lost(transaction: TargetTransaction, table: str, column: str, parent: str, key: str) -> int:
-    referring = sa.table(table, sa.column(column)).alias("referring")
-    referred = sa.table(parent, sa.column(key)).alias("referred")
-    lost = sa.select(sa.func.count()).select_from(
-        referring.outerjoin(referred, referring.c[column] == referred.c[key])
-    )
-    condition = sa.and_(referring.c[column].is_not(None), referred.c[key].is_(None))
-    return int(transaction.connection.scalar(lost.where(condition)) or 0)
+def _lost(transaction: TargetTransaction, table: str, columns: dict[str, str], parent: str) -> int:
+    """How many rows refer, by these columns to those of a parent, to none."""
+    referring = sa.table(table, *map(sa.column, columns)).alias("referring")
+    referred = sa.table(parent, *map(sa.column, columns.values())).alias("referred")
+    same = sa.and_(*(referring.c[own] == referred.c[other] for own, other in columns.items()))
+    lost = sa.select(sa.func.count()).select_from(referring.outerjoin(referred, same))
+    refers = (referring.c[name].is_not(None) for name in columns)
+    nowhere = referred.c[next(iter(columns.values()))].is_(None)
+    return int(transaction.connection.scalar(lost.where(sa.and_(*refers, nowhere))) or 0)
 
 
 def _sequences(plan: Plan, transaction: TargetTransaction) -> dict[str, dict[str, Any]]:
@@ -204,10 +211,9 @@ def _sequences(plan: Plan, transaction: TargetTransaction) -> dict[str, dict[str
     found = {}
     for table in tables_written(plan):
         following = transaction.next_key(table)
-        if following is None or table.key is None:
+        if following is None:
             continue
-        statement: sa.Select[Any] = sa.select(sa.func.max(sa.column(table.key)))
-        highest = int(transaction.connection.scalar(statement.select_from(sa.table(table.name))) or 0)
+        highest = transaction.highest_key(table)
         found[table.name] = {"next": following, "highest": highest, "ok": following > highest}
     return found
 
@@ -233,6 +239,4 @@ def standing_rows(run: RunContext) -> dict[str, Any]:
 
 
 def _keys(table: Table, keys: Iterable[str]) -> list[Any]:
-    assert table.key is not None
-    is_number = table.columns[table.key].kind == "integer"
-    return [int(key) if is_number else key for key in keys]
+    return key_values(table.key_columns, pl.Series([*keys], dtype=pl.String))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipelines.migration.keys import key_frame, key_text, key_value
 from pipelines.migration.plan import ChildPlan, EntityPlan
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Table
@@ -22,15 +23,15 @@ def write_records(transaction: TargetTransaction, entity: EntityPlan, frame: pl.
     gone since is inserted."""
     rows, table = _rows_of(entity, frame), entity.target
     hashes = _hashes(table, rows)
-    keys = rows[entity.target_key].cast(pl.String)
-    ops, before = _decided(transaction, entity, rows, keys, hashes, frame["_existing"])
+    keys = frame["_record"].cast(pl.String)
+    ops, before = _decided(transaction, entity, rows, keys, hashes, frame)
     transaction.insert(table, rows.filter(ops == "insert"))
     transaction.update(table, rows.filter(ops == "update"))
     hashed = pl.select(pl.when(ops != "skip").then(hashes)).to_series()
     return _written(
         transaction,
         table,
-        keys=rows[entity.target_key],
+        keys=frame["_record"],
         ops=ops,
         row_hash=hashed,
         record=keys,
@@ -45,13 +46,13 @@ def _decided(
     rows: pl.DataFrame,
     keys: pl.Series,
     hashes: pl.Series,
-    existing: pl.Series,
+    frame: pl.DataFrame,
 ) -> tuple[pl.Series, pl.Series]:
     """What to do with each record, and the image of those to be updated."""
-    nothing = pl.Series([None] * rows.height, dtype=pl.String)
+    nothing, existing = pl.Series([None] * rows.height, dtype=pl.String), frame["_existing"]
     if not existing.any():
         return pl.Series(["insert"] * rows.height, dtype=pl.String), nothing
-    images = transaction.images(entity.target, rows.filter(existing)[entity.target_key].to_list())
+    images = transaction.images(entity.target, frame.filter(existing)["_record"].to_list())
     is_there = existing & keys.is_in([*images])
     if entity.policy == "skip":
         return pl.select(
@@ -60,10 +61,11 @@ def _decided(
     now = transaction.rows(
         entity.target,
         rows.columns,
-        of=entity.target_key,
-        among=rows.filter(is_there)[entity.target_key].to_list(),
+        of=entity.target.key,
+        among=frame.filter(is_there)["_record"].to_list(),
     )
-    same = dict(zip(now[entity.target_key].cast(pl.String), _hashes(entity.target, now), strict=True))
+    there = now.select(key_text(entity.target_key)).to_series()
+    same = dict(zip(there, _hashes(entity.target, now), strict=True))
     current = pl.Series([same.get(key) for key in keys], dtype=pl.String)
     ops = pl.select(
         pl.when(~is_there)
@@ -84,26 +86,28 @@ def write_children(
     first: int,
 ) -> pl.DataFrame:
     """Insert the children of the records that were written; those of a record that was there before are
-    left when they are the same, and replaced whole when they are not. Keys go on above `first`."""
-    table, key = child.table, child.table.key or ""
-    values = [pl.col(name).alias(name[2:]) for name in frame.columns if name.startswith("t:")]
-    rows = frame.select((pl.col("_child") + first).alias(key), pl.col("_record").alias(child.parent), *values)
+    left when they are the same, and replaced whole when they are not. Keys that are counted go on above
+    `first`."""
+    table = child.table
+    rows = _family_rows(child, frame, pl.col("_child") + first)
     ops = parents.select("record_key", pl.col("op").alias("_op"))
     there = ops.filter(pl.col("_op").is_in(["update", "unchanged"]))["record_key"]
     written = ops.filter(pl.col("_op") != "skip")["record_key"]
-    rows = rows.filter(rows[child.parent].cast(pl.String).is_in(written.implode()))
+    record = key_text(child.table.pick(child.parent))
+    rows = rows.filter(record.is_in(written.implode()))
     parts = []
     if not there.is_empty():
         old = _children_of(transaction, child, rows.columns, frame["_record"].dtype, there)
-        same = _same_families(child, old, rows)
-        kept = old.filter(old[child.parent].cast(pl.String).is_in(same.implode()))
-        dropped = old.filter(~old[child.parent].cast(pl.String).is_in(same.implode()))
-        rows = rows.filter(~rows[child.parent].cast(pl.String).is_in(same.implode()))
+        same = _same_families(child, old, rows, _counted(child, frame))
+        kept = old.filter(record.is_in(same.implode()))
+        dropped = old.filter(~record.is_in(same.implode()))
+        rows = rows.filter(~record.is_in(same.implode()))
         parts.append(_family(transaction, child, kept, "unchanged"))
-        images = transaction.images(table, dropped[key].to_list())
-        before = pl.Series([images[text] for text in dropped[key].cast(pl.String)], dtype=pl.String)
+        keys = dropped.select(key_value(table.key_columns)).to_series()
+        images = transaction.images(table, keys.to_list())
+        before = pl.Series([images[text] for text in keys.cast(pl.String)], dtype=pl.String)
         parts.append(_family(transaction, child, dropped, "delete", before=before))
-        transaction.delete(table, dropped[key].to_list())
+        transaction.delete(table, keys.to_list())
     transaction.insert(table, rows)
     parts.append(_family(transaction, child, rows, "insert"))
     return pl.concat(parts)
@@ -128,27 +132,44 @@ def foresee(
 ) -> pl.Series:
     """What would become of each record if it were written now, found out by reading alone."""
     rows = _rows_of(entity, frame)
-    keys = rows[entity.target_key].cast(pl.String)
-    ops, _ = _decided(transaction, entity, rows, keys, _hashes(entity.target, rows), frame["_existing"])
+    keys = frame["_record"].cast(pl.String)
+    ops, _ = _decided(transaction, entity, rows, keys, _hashes(entity.target, rows), frame)
     made = {entity.target.name: pl.DataFrame([keys.alias("record_key"), ops.alias("op")])}
     there = keys.filter(ops.is_in(["update", "unchanged"]))
     for name, family in children.items():
         child = entity.children[name]
-        values = [pl.col(column).alias(column[2:]) for column in family.columns if column.startswith("t:")]
-        new = family.select(
-            pl.lit(0).alias(child.table.key or ""), pl.col("_record").alias(child.parent), *values
-        )
-        new = new.filter(new[child.parent].cast(pl.String).is_in(there.implode()))
+        record = key_text(child.table.pick(child.parent))
+        new = _family_rows(child, family, pl.lit(0)).filter(record.is_in(there.implode()))
         old = _children_of(transaction, child, new.columns, frame["_record"].dtype, there)
-        parents = pl.concat([side[child.parent].cast(pl.String) for side in (old, new)]).unique()
-        changed = parents.filter(~parents.is_in(_same_families(child, old, new).implode()))
+        parents = pl.concat([side.select(record).to_series() for side in (old, new)]).unique()
+        same = _same_families(child, old, new, _counted(child, family))
+        changed = parents.filter(~parents.is_in(same.implode()))
         made[child.table.name] = changed.to_frame("record_key").with_columns(pl.lit("insert").alias("op"))
     return outcomes_of(entity, made)
 
 
 def _rows_of(entity: EntityPlan, frame: pl.DataFrame) -> pl.DataFrame:
-    values = [pl.col(f"t:{name}").alias(name) for name in entity.fields if name != entity.target_key]
-    return frame.select(pl.col("_record").alias(entity.target_key), *values)
+    """The rows as the target has them; a key that is one column is in `_record`, also where no field is."""
+    values = {name: pl.col(f"t:{name}").alias(name) for name in entity.fields}
+    if len(entity.target.key) == 1:
+        values |= {name: pl.col("_record").alias(name) for name in entity.target.key}
+    return frame.select(*values.values())
+
+
+def _family_rows(child: ChildPlan, frame: pl.DataFrame, number: pl.Expr) -> pl.DataFrame:
+    """The rows of children: what was made, their record's key, and their own or its number."""
+    record = key_frame(child.table.pick(child.parent), frame["_record"])
+    counted = [number.alias(name) for name in _counted(child, frame)]
+    return frame.select(*counted, *record, *(pl.col(f"t:{name}").alias(name) for name in _made(frame)))
+
+
+def _made(frame: pl.DataFrame) -> list[str]:
+    return [name[2:] for name in frame.columns if name.startswith("t:")]
+
+
+def _counted(child: ChildPlan, frame: pl.DataFrame) -> tuple[str, ...]:
+    """The key's column where nothing gives the key."""
+    return () if child.has_given_key(_made(frame)) else child.table.key
 
 
 def _children_of(
@@ -157,13 +178,14 @@ def _children_of(
     return transaction.rows(child.table, columns, of=child.parent, among=records.cast(of).to_list())
 
 
-def _same_families(child: ChildPlan, old: pl.DataFrame, new: pl.DataFrame) -> pl.Series:
-    """The records, as text, whose children are the same rows, keys and order aside."""
-    families = []
+def _same_families(
+    child: ChildPlan, old: pl.DataFrame, new: pl.DataFrame, counted: tuple[str, ...]
+) -> pl.Series:
+    """The records, as text, whose children are the same rows, counted keys and order aside."""
+    families, record = [], key_text(child.table.pick(child.parent)).alias("record")
     for rows in (old, new):
-        hashes = _hashes(child.table, rows.drop(child.table.key or ""))
-        records = rows[child.parent].cast(pl.String).alias("record")
-        family = pl.DataFrame([records, hashes.alias("hash")]).group_by("record")
+        hashes = _hashes(child.table, rows.drop(counted))
+        family = rows.select(record, hashes.alias("hash")).group_by("record")
         families.append(family.agg(pl.col("hash").sort()))
     return families[0].join(families[1], on=["record", "hash"], how="semi")["record"]
 
@@ -180,10 +202,10 @@ def _family(
     return _written(
         transaction,
         child.table,
-        keys=rows[child.table.key or ""],
+        keys=rows.select(key_value(child.table.key_columns)).to_series(),
         ops=pl.Series([op] * rows.height, dtype=pl.String),
         row_hash=nothing if op == "delete" else _hashes(child.table, rows),
-        record=rows[child.parent].cast(pl.String),
+        record=rows.select(key_text(child.table.pick(child.parent))).to_series(),
         source=nothing,
         before=nothing if before is None else before,
     )

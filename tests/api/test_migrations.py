@@ -48,6 +48,8 @@ class Recorder:
     async def cancel(self, run_id: str) -> None:
         self.cancelled.append(run_id)
 
+    async def check(self) -> None: ...
+
 
 @pytest.fixture(scope="module")
 def place(postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Settings:

@@ -17,7 +17,7 @@ def test_a_file_is_a_table_in_chunks_of_whole_size(tmp_path: Path) -> None:
     source = open_source(f"csv:///{tmp_path / 'people.csv'}")
     table = source.tables({"people", "others"})["people"]
     with source.snapshot() as snapshot:
-        frames = [*snapshot.chunks(table, key="id", columns=("id", "name", "note"), rows=2)]
+        frames = [*snapshot.chunks(table, key=("id",), columns=("id", "name", "note"), rows=2)]
         count = snapshot.count("people")
     assert count == 3
     assert [frame.height for frame in frames] == [2, 1]
@@ -44,4 +44,4 @@ def test_a_file_that_is_changed_meanwhile_or_is_none_is_refused(tmp_path: Path) 
     path.write_text("id,name\n1,ann,more,than,there,is\n")
     table = source.tables({"people"})["people"]
     with pytest.raises(SourceError, match="cannot be read as CSV"), source.snapshot() as snapshot:
-        _ = [*snapshot.chunks(table, key="id", columns=("id", "name"), rows=2)]
+        _ = [*snapshot.chunks(table, key=("id",), columns=("id", "name"), rows=2)]

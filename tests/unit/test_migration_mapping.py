@@ -37,7 +37,7 @@ SOURCE = {
             "born": Column("born", "datetime", "datetime"),
             "shoe_size": Column("shoe_size", "integer", "integer"),
         },
-        "id",
+        ("id",),
     )
 }
 TARGET = {
@@ -48,7 +48,7 @@ TARGET = {
             "name": Column("name", "text", "varchar"),
             "born": Column("born", "integer", "bigint"),
         },
-        "id",
+        ("id",),
         (Unique(("id",)),),
     )
 }

@@ -31,5 +31,5 @@ def test_declared_types_and_folding_are_seen() -> None:
         "odd": "text",
         "double_name": "text",
     }
-    assert {*table.unique} == {Unique(("id",)), Unique(("mail",)), Unique(("name",), folds_case=True)}
+    assert {*table.unique} == {Unique(("id",)), Unique(("mail",)), Unique(("name",), ("name",))}
     assert [name for name, column in table.columns.items() if column.is_computed] == ["double_name"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from eventsourcing.storage.embedded import EmbeddedPostgres
 from pipelines.migration import Progress
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel
 from tests.integration.migration.lab import USERS, Finished, Lab, Panel, all_events, small_chunks
+from tests.integration.migration.tenants import TABLES, NewLab, create_source, create_target, mapping
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +58,22 @@ def finished(
             return Finished(lab, await migration.run(), await all_events(store), progress)
 
     return asyncio.run(run())
+
+
+@pytest.fixture
+def tenants_lab(new_database: Callable[[], str], tmp_path: Path) -> NewLab:
+    """A lab from one kind of database into another."""
+
+    def database(kind: str, name: str) -> str:
+        if kind == "postgresql":
+            return new_database()
+        (tmp_path / name).touch()
+        return f"sqlite:///{tmp_path / name}"
+
+    def create(source: str, target: str, *, policy: str = "fail", rows: Any = None, there: Any = None) -> Lab:
+        from_url, to_url = database(source, "source.db"), database(target, "target.db")
+        create_source(from_url, rows)
+        create_target(to_url, there)
+        return Lab(from_url, to_url, tmp_path / "work", mapping(policy), TABLES)
+
+    return create

@@ -43,6 +43,7 @@ class Lab:
     target_url: str
     work_dir: Path
     mapping: Mapping
+    tables: tuple[str, ...] = tuple(TARGET_TABLES)
 
     def migration(
         self,
@@ -83,14 +84,14 @@ class Lab:
     def contents(self) -> dict[str, tuple[pl.DataFrame, list[Column]]]:
         """Each table's rows in key order, and its columns."""
         target = open_target(self.target_url)
-        tables = target.tables({*TARGET_TABLES})
+        tables = target.tables({*self.tables})
         with target.transaction() as transaction:
             found = {}
             for name, table in tables.items():
                 columns = [*table.columns.values()]
                 nothing = pl.DataFrame(schema={column.name: column.dtype for column in columns})
                 pages = transaction.scan(table, [*table.columns], rows=10**6)
-                found[name] = (pl.concat([nothing, *pages]).sort(table.key or ""), columns)
+                found[name] = (pl.concat([nothing, *pages]).sort(table.key), columns)
         target.close()
         return found
 

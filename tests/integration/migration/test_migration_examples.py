@@ -89,3 +89,33 @@ async def test_from_one_postgresql_to_another(new_database: Callable[[], str], t
     name = sa.make_url(target).database
     assert events[f"user-{name}-502"]["username"] == "berta_2"
     assert "argon2" not in repr(events)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_accounts_of_many_tenants(kind: str, new_database: Callable[[], str], tmp_path: Path) -> None:
+    folder = EXAMPLES / "many-tenants"
+
+    def database(name: str) -> str:
+        (tmp_path / name).touch()
+        url = new_database() if kind == "postgresql" else f"sqlite:///{tmp_path / name}"
+        return prepared(url, folder / f"{name}.sql")
+
+    mapping = load_mapping(folder / "mapping.yaml")
+    lab, outcome, events = await ran(mapping, database("source"), database("target"), tmp_path / "work")
+    assert counted(outcome, "accounts") == {"in": 3, "inserted": 2, "updated": 1}
+    assert counted(outcome, "grants") == {"in": 5, "inserted": 3, "updated": 1, "quarantined": 1}
+    assert lab.execute("SELECT * FROM accounts ORDER BY 1, 2") == [
+        (7, "ann", "ann@acme.example"),
+        (7, "bob", None),
+        (9, "ann", "ann@globex.example"),
+    ]
+    grants = lab.execute("SELECT tenant_id, login, service_id FROM grants ORDER BY 1, 2, 3")
+    assert grants == [(7, "ann", 3), (7, "ann", 5), (7, "bob", 3), (9, "ann", 5)]
+    assert events["record-grants-globex,eve,2"]["rule"] == "reference"
+    assert events["user-7,ann"]["username"] == "7,ann"
+    async with EventStore(use_memory=True) as store:
+        await lab.migration(store).rollback("as it was")
+    assert lab.execute("SELECT * FROM accounts") == [(7, "ann", "ann@before.example")]
+    assert [(*row[:3], str(row[3])) for row in lab.execute("SELECT * FROM grants")] == [
+        (7, "ann", 3, "2020-01-01")
+    ]

@@ -63,7 +63,7 @@ async def test_a_run_holds_some_chunks_at_a_time(
 
 
 def test_uniqueness_holds_eight_bytes_a_record(no_collector: None) -> None:
-    distinct = Distinct.under(Unique(("email",), folds_case=True))
+    distinct = Distinct.under(Unique(("email",), ("email",)))
     for place in range(20):
         distinct.add(accepted(range(place * 100, place * 100 + 100)))
     held = [item for item in gc.get_objects() if isinstance(item, pl.Series | pl.DataFrame)]
@@ -74,7 +74,7 @@ def test_uniqueness_holds_eight_bytes_a_record(no_collector: None) -> None:
 def test_records_that_share_a_value_are_found_in_whichever_chunks_they_stand() -> None:
     chunks = [accepted([1, 2, None]), accepted([3, 4, None]), accepted([5, 1, 3, 3])]
     chunks[2] = chunks[2].with_columns(pl.col("t:email").str.to_uppercase())
-    distinct = [Distinct.under(Unique(("email",), folds_case=folds)) for folds in (True, False)]
+    distinct = [Distinct.under(Unique(("email",), folded)) for folded in (("email",), ())]
     distinct.append(Distinct("email, name", [pl.col("t:email"), pl.col("_key")]))
     for frame in chunks:
         for one in distinct:
@@ -85,7 +85,7 @@ def test_records_that_share_a_value_are_found_in_whichever_chunks_they_stand() -
 
 
 def test_values_of_one_hash_are_told_apart() -> None:
-    distinct = Distinct.under(Unique(("email",), folds_case=False))
+    distinct = Distinct.under(Unique(("email",)))
     distinct.add(accepted([1, 2]))
     distinct.hashes.append(distinct.hashes[0])
     assert next(shared([distinct], [accepted([1, 2])])).is_empty()

@@ -110,10 +110,14 @@ async def test_what_is_sound_is_compared_without_reading_any_payload(
     lab: Lab, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records and their children alike; the first child that was changed makes the payloads be read."""
-    url, read = new_database(), []
+    url, read, decode = new_database(), list[str](), told._target_data
     await upgrade(url)
-    decode = told._target_data
-    monkeypatch.setattr(told, "_target_data", lambda payload: read.append(payload) or decode(payload))
+
+    def watched(payload: str) -> dict[str, Any]:
+        read.append(payload)
+        return decode(payload)
+
+    monkeypatch.setattr(told, "_target_data", watched)
     async with EventStore(EventStoreConfig(database_url=url)) as store:
         await lab.migration(store).run()
         assert (await lab.migration(store).verify()).facts["ok"]
