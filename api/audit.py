@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from api.access import Scope, needs
-from api.dependencies import OpenStore, json_response
+from api.dependencies import OpenStore, json_response, reach
 from api.paging import MAX_SCANNED, cursor_after, key_before, next_link
 from api.requests import JsonRoute
 from api.schemas import Moment, PageParams, problems
@@ -38,7 +38,7 @@ async def audit_log(
     request: Request, store: OpenStore, filters: Annotated[AuditFilters, Query()]
 ) -> Response:
     """Every administrative act and every access, newest first, in pages; one of rare entries may be short."""
-    await store.initialize()
+    await reach(store, filters.min_position)
     page, cursor = await _page(store.storage, filters)
     return json_response(encode({"audit": page}), headers=next_link(request, cursor))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 import orjson
@@ -42,6 +44,10 @@ async def _launcher(request: Request) -> Launcher:
     return launcher
 
 
+async def _launcher_when_asked(request: Request) -> Callable[[], Awaitable[Launcher]]:
+    return partial(_launcher, request)
+
+
 # FastAPI sends a dependency that is no coroutine to a thread, which costs more than the whole route.
 OpenSystem = Annotated[System, Depends(_system)]
 """The system that the service's lifespan opened."""
@@ -54,11 +60,16 @@ Jobs = Annotated[Launcher, Depends(_launcher)]
 """The launcher, started. Raises a 503 problem when it cannot start; the next call tries again."""
 
 
+JobsIfNeeded = Annotated[Callable[[], Awaitable[Launcher]], Depends(_launcher_when_asked)]
+"""The same for a route that may come to need no job: it is started when it is called."""
+
+
 async def reach(store: EventStore, position: int | None) -> None:
-    """Return once nothing at or below the position can appear any more.
+    """Open the store, and return once nothing at or below the position can appear any more.
 
     Raises a 503 problem after 5 seconds: an append in flight is slow, or nobody was given the position.
     """
+    await store.initialize()
     deadline, pause = time.monotonic() + POSITION_WAIT_S, 0.01
     while position and await store.horizon() < position:
         if time.monotonic() + pause > deadline:

@@ -14,6 +14,8 @@ from api.access import Caller, CurrentCaller, Scope, needs
 from api.application import new_application
 from api.audit import audit
 from api.bulk import bulk
+from api.consumers import consumers
+from api.dead_letters import dead_letters
 from api.dependencies import OpenStore, event_json, json_response, reach
 from api.doors import open_doors
 from api.health import health_router
@@ -168,6 +170,8 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
         migrations,
         pages,
         read_models,
+        dead_letters,
+        consumers,
         health_router("event-service"),
         metrics_router(),
     ]

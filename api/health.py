@@ -23,10 +23,6 @@ from eventsourcing.lag import Lag, lags
 
 CHECK_TIMEOUT_S = 2.0
 
-STALLED_S = 60.0
-"""From which age on the oldest event that a read model, a group or the relay has not done is a sign that
-nobody works on it."""
-
 _FOLLOWERS = {"read-model": "read_models", "group": "consumers", "relay": "relay"}
 
 
@@ -93,7 +89,7 @@ async def _followers(system: System) -> dict[str, Any]:
             slowest[lag.kind] = lag
     return {"store": {"status": "up", "position": horizon}} | {
         _FOLLOWERS[kind]: {
-            "status": "stalled" if lag.seconds > STALLED_S else "up",
+            "status": "stalled" if lag.is_stalled else "up",
             "name": lag.name,
             "position": lag.position,
             "lag_events": lag.events,

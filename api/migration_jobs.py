@@ -6,7 +6,8 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from urllib.parse import quote
+from uuid import UUID
 
 from api.jobs import submit
 from api.launcher import Launcher
@@ -30,15 +31,18 @@ OBEY_S = 3.0
 _ENDED = (*RESUMABLE, "completed", "rolled_back")
 
 
-async def start_migration(system: System, jobs: Launcher, body: MigrationBody) -> tuple[str, str]:
-    """Write the row of a migration and start its job: its id and its run's.
+async def start_migration(
+    system: System, jobs: Launcher, body: MigrationBody, token: UUID
+) -> tuple[str, str]:
+    """Write the row of a migration and start its job: its id and its run's, the same for the same token.
 
     Raises a 422 problem for a name that is not configured and for a malformed mapping, 409 while another
     migration holds the target or has the id, 503 when the job does not start; the row then says so.
     """
     await _require_connections(system.settings, source=body.source, target=body.target)
     await require_mapping(system.settings, body.mapping)
-    migration_id = body.migration_id or f"migration-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
+    asked_at = datetime.fromtimestamp((token.int >> 80) / 1000, UTC)
+    migration_id = body.migration_id or f"migration-{asked_at:%Y%m%d-%H%M%S}-{token.hex[-6:]}"
     if migration_id in RESERVED:
         raise invalid_field("migration_id", "is reserved")
     request = {
@@ -50,8 +54,13 @@ async def start_migration(system: System, jobs: Launcher, body: MigrationBody) -
     await system.store.initialize()
     journal = MigrationJournal(system.store.storage)
     try:
-        await journal.create(migration_id, {**request, "dry_run": body.dry_run})
+        await journal.create(migration_id, {**request, "dry_run": body.dry_run, "token": token.hex})
     except StateForbidsError as error:
+        row = await known_row(system.store, migration_id)
+        if row["request"].get("token") == token.hex and row.get("dagster_run_id") is not None:
+            return migration_id, row[
+                "dagster_run_id"
+            ]  # asked for again: the server died that was asked first
         raise ProblemError(CONFLICT, f"A migration has this id already; {error}.") from None
     except TargetHeldError as error:
         raise _held(error) from None
@@ -180,9 +189,13 @@ async def _take(
 
 
 def _held(error: TargetHeldError) -> ProblemError:
-    return ProblemError(
-        CONFLICT, "Another migration holds the target.", members={"migration_id": error.holder}
+    status = error.status.replace("_", " ")
+    detail = (
+        f"Migration {error.holder} holds the target: it is {status} since {error.since}. "
+        f"Wait for it, or cancel it: POST /migrations/{quote(error.holder, safe='')}/cancel."
     )
+    members = {"migration_id": error.holder, "holder_status": error.status, "since": error.since}
+    return ProblemError(CONFLICT, detail, members=members)
 
 
 async def _launch(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from api.access import CurrentCaller, Scope, needs
-from api.dependencies import Jobs, OpenStore, OpenSystem, json_response
+from api.dependencies import Jobs, OpenStore, OpenSystem, json_response, reach
+from api.idempotency import DoneOnce, Work
 from api.migration_jobs import (
     cancel_migration,
     finished_migration,
@@ -31,7 +35,7 @@ from api.migration_schemas import (
 from api.paging import cursor_after, key_before, next_link, position_before
 from api.problems import NOT_FOUND, ProblemError
 from api.requests import HtmlRoute, JsonRoute
-from api.schemas import PathId, problems
+from api.schemas import PathId, ReadParams, WaitParams, problems
 from eventsourcing import NotFoundError
 from eventsourcing.canonical import encode
 from eventsourcing.personal import MIGRATION, QUARANTINE, without
@@ -48,10 +52,14 @@ pages = APIRouter(route_class=HtmlRoute, tags=["migrations"])
 @migrations.post(
     "/migrations", status_code=202, response_model=None, responses=JOB, openapi_extra=needs(Scope.MIGRATE)
 )
-async def create_migration(system: OpenSystem, jobs: Jobs, body: MigrationBody) -> Response:
+async def create_migration(system: OpenSystem, jobs: Jobs, body: MigrationBody, once: DoneOnce) -> Response:
     """Start a migration, or plan one with `dry_run`. Mapping, source and target are configured names."""
-    migration_id, run_id = await start_migration(system, jobs, body)
-    return _started(migration_id, run_id, "planned" if body.dry_run else "started")
+
+    async def start(token: UUID) -> Response:
+        migration_id, run_id = await start_migration(system, jobs, body, token)
+        return _started(migration_id, run_id, "planned" if body.dry_run else "started")
+
+    return await once(start)
 
 
 @migrations.get(
@@ -61,7 +69,7 @@ async def list_migrations(
     request: Request, store: OpenStore, params: Annotated[MigrationPage, Query()]
 ) -> Response:
     """All migrations, newest first, in pages."""
-    await store.initialize()
+    await reach(store, params.min_position)
     journal, before = MigrationJournal(store.storage), key_before(params)
     rows, keys = await journal.page(before=before, limit=params.limit + 1)
     more = len(keys) > params.limit
@@ -77,10 +85,11 @@ async def get_migration(
     store: OpenStore,
     caller: CurrentCaller,
     migration_id: PathId,
-    wait: Annotated[float, Query(ge=0, le=60)] = 0,
+    params: Annotated[WaitParams, Query()],
 ) -> Response:
     """One migration; `wait` holds the answer back until nothing works on it, for so many seconds at most."""
-    row = await finished_migration(store, migration_id, wait_s=wait)
+    await reach(store, params.min_position)
+    row = await finished_migration(store, migration_id, wait_s=params.wait)
     facts = shown(row)
     return json_response(encode(facts if caller.sees_personal_data else without(facts, MIGRATION)))
 
@@ -93,9 +102,9 @@ async def get_migration(
     responses=JOB,
     openapi_extra=needs(Scope.MIGRATE),
 )
-async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
+async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
     """Go on with a migration that was interrupted, cancelled or failed."""
-    return _started(migration_id, await resume_migration(store, jobs, migration_id), "resumed")
+    return await once(_act(migration_id, partial(resume_migration, store, jobs, migration_id), "resumed"))
 
 
 @migrations.post(
@@ -106,9 +115,9 @@ async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response
     responses=JOB,
     openapi_extra=needs(Scope.MIGRATE),
 )
-async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
+async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
     """Stop a migration; what is done stays done, and it can be resumed."""
-    return _started(migration_id, await cancel_migration(store, jobs, migration_id), "cancelled")
+    return await once(_act(migration_id, partial(cancel_migration, store, jobs, migration_id), "cancelled"))
 
 
 @migrations.post(
@@ -119,9 +128,10 @@ async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response
     responses=JOB,
     openapi_extra=needs(Scope.MIGRATE),
 )
-async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response:
+async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
     """Compare the target with what was migrated, now."""
-    return _started(migration_id, await verify_migration(store, jobs, migration_id), "being verified")
+    work = partial(verify_migration, store, jobs, migration_id)
+    return await once(_act(migration_id, work, "being verified"))
 
 
 @migrations.post(
@@ -133,12 +143,16 @@ async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId) -> Response
     openapi_extra=needs(Scope.MIGRATE),
 )
 async def rollback(
-    store: OpenStore, jobs: Jobs, migration_id: PathId, body: Annotated[RollbackBody | None, Body()] = None
+    store: OpenStore,
+    jobs: Jobs,
+    migration_id: PathId,
+    once: DoneOnce,
+    body: Annotated[RollbackBody | None, Body()] = None,
 ) -> Response:
     """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
     asked = body or RollbackBody()
-    run_id = await rollback_migration(store, jobs, migration_id, asked)
-    return _started(migration_id, run_id, "being previewed" if asked.dry_run else "being rolled back")
+    work = partial(rollback_migration, store, jobs, migration_id, asked)
+    return await once(_act(migration_id, work, "being previewed" if asked.dry_run else "being rolled back"))
 
 
 @migrations.get(
@@ -155,6 +169,7 @@ async def list_quarantine(
     params: Annotated[QuarantinePageParams, Query()],
 ) -> Response:
     """The records that stand in quarantine, with stage, rule, column and message, in pages."""
+    await reach(store, params.min_position)
     after = position_before(params)
     try:
         page = await quarantined(store, migration_id, after=after, limit=params.limit)
@@ -176,11 +191,12 @@ async def retry_quarantine(
     system: OpenSystem,
     jobs: Jobs,
     migration_id: PathId,
+    once: DoneOnce,
     body: Annotated[RetryBody | None, Body()] = None,
 ) -> Response:
     """Run only what is in quarantine again, under the mapping as it is now."""
-    run_id = await retry_migration(system, jobs, migration_id, body or RetryBody())
-    return _started(migration_id, run_id, "being retried")
+    work = partial(retry_migration, system, jobs, migration_id, body or RetryBody())
+    return await once(_act(migration_id, work, "being retried"))
 
 
 @migrations.get(
@@ -189,8 +205,11 @@ async def retry_quarantine(
     responses=READ,
     openapi_extra=needs(Scope.READ_PERSONAL),
 )
-async def get_report(store: OpenStore, migration_id: PathId) -> Response:
+async def get_report(
+    store: OpenStore, migration_id: PathId, params: Annotated[ReadParams, Query()]
+) -> Response:
     """The newest report of a migration: accounting, quarantine, verification, times. It names records."""
+    await reach(store, params.min_position)
     return json_response(encode((await _report(store, migration_id))["facts"]))
 
 
@@ -201,8 +220,11 @@ async def get_report(store: OpenStore, migration_id: PathId) -> Response:
     responses={**READ, 200: {"description": "The report", "content": {"text/html": {}}}},
     openapi_extra=needs(Scope.READ_PERSONAL),
 )
-async def get_report_page(store: OpenStore, migration_id: PathId) -> Response:
+async def get_report_page(
+    store: OpenStore, migration_id: PathId, params: Annotated[ReadParams, Query()]
+) -> Response:
     """The newest report of a migration as a page that loads nothing else."""
+    await reach(store, params.min_position)
     headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
     return HTMLResponse((await _report(store, migration_id))["html"], headers=headers)
 
@@ -224,6 +246,7 @@ SHOWN = (
     "total_steps",
     "records",
     "records_total",
+    "waits",
     "entities",
     "dagster_run_id",
     "mapping",
@@ -246,6 +269,15 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 def _only(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     flat = {**row["request"], **row}
     return {name: flat.get(name) for name in names} | {"dry_run": bool(flat.get("dry_run"))}
+
+
+def _act(migration_id: str, work: Callable[[], Awaitable[str | None]], what: str) -> Work:
+    """What a keyed request does once: start or stop the job, and tell of it."""
+
+    async def act(_token: UUID) -> Response:
+        return _started(migration_id, await work(), what)
+
+    return act
 
 
 def _started(migration_id: str, run_id: str | None, what: str) -> Response:

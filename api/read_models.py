@@ -10,13 +10,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from api.access import CurrentCaller, Scope, needs
-from api.dependencies import Jobs, OpenStore, json_response
+from api.dependencies import Jobs, OpenStore, json_response, reach
 from api.idempotency import DoneOnce
 from api.jobs import submit
 from api.paging import cursor_after, key_before, next_link
 from api.problems import CONFLICT, ProblemError
 from api.requests import JsonRoute
-from api.schemas import PageParams, PathId, RebuildBody, problems
+from api.schemas import PageParams, PathId, ReadParams, RebuildBody, problems
 from eventsourcing.canonical import encode
 from eventsourcing.readmodels import ReadModel, read_model
 from eventsourcing.switching import describe, describe_all, difference_rows, switch
@@ -36,18 +36,18 @@ Model = Annotated[ReadModel, Depends(_model)]
 
 
 @read_models.get(
-    "/read-models", response_model=None, responses=problems(406, 503), openapi_extra=needs(Scope.ADMIN)
+    "/read-models", response_model=None, responses=problems(406, 422, 503), openapi_extra=needs(Scope.ADMIN)
 )
-async def list_read_models(store: OpenStore) -> Response:
+async def list_read_models(store: OpenStore, params: Annotated[ReadParams, Query()]) -> Response:
     """Every read model: which generation is live, what stands beside it, how far behind each is."""
-    await store.initialize()
+    await reach(store, params.min_position)
     return json_response(encode({"read_models": await describe_all(store.storage)}))
 
 
 @read_models.get("/read-models/{name}", response_model=None, responses=READ, openapi_extra=needs(Scope.ADMIN))
-async def get_read_model(store: OpenStore, model: Model) -> Response:
+async def get_read_model(store: OpenStore, model: Model, params: Annotated[ReadParams, Query()]) -> Response:
     """One read model, with the progress of a rebuild and what it found."""
-    await store.initialize()
+    await reach(store, params.min_position)
     return json_response(encode(await describe(store.storage, model)))
 
 
@@ -66,7 +66,7 @@ async def list_differences(
 ) -> Response:
     """The rows that differed when the rebuilt generation was compared, by key, in pages. The states are
     shown to callers who may see personal data."""
-    await store.initialize()
+    await reach(store, params.min_position)
     rows = await difference_rows(store.storage, model, after=key_before(params), limit=params.limit + 1)
     page = rows[: params.limit]
     cursor = cursor_after(page[-1].key, params) if len(rows) > params.limit else None

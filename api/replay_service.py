@@ -16,7 +16,7 @@ from fastapi.responses import Response
 
 from api.access import Caller, CurrentCaller, Scope, needs
 from api.application import new_application
-from api.dependencies import Jobs, OpenStore, json_response
+from api.dependencies import Jobs, OpenStore, json_response, reach
 from api.doors import open_doors, still_admitted
 from api.feed import LiveFeed
 from api.health import health_router
@@ -41,10 +41,12 @@ from api.requests import JsonRoute, StreamRoute
 from api.schemas import (
     PageParams,
     PathId,
+    ReadParams,
     ReplayBody,
     SequenceBody,
     SnapshotBody,
     StreamParams,
+    WaitParams,
     problems,
 )
 from api.server import serve
@@ -90,6 +92,7 @@ async def list_replays(
     request: Request, store: OpenStore, params: Annotated[PageParams, Query()]
 ) -> Response:
     """All replays, newest first, in pages."""
+    await reach(store, params.min_position)
     before = key_before(params)
     rows = await ReplayJournal(store.storage).page(before=before, limit=params.limit + 1)
     page = rows[: params.limit]
@@ -106,11 +109,12 @@ async def list_replays(
     openapi_extra=needs(Scope.READ),
 )
 async def get_replay(
-    store: OpenStore, caller: CurrentCaller, replay_id: str, wait: Annotated[float, Query(ge=0, le=60)] = 0
+    store: OpenStore, caller: CurrentCaller, replay_id: str, params: Annotated[WaitParams, Query()]
 ) -> Response:
     """One replay; `wait` holds the answer back until it has ended, for so many seconds at most."""
     _require_form(replay_id)
-    row = await finished_replay(ReplayJournal(store.storage), replay_id, wait_s=wait)
+    await reach(store, params.min_position)
+    row = await finished_replay(ReplayJournal(store.storage), replay_id, wait_s=params.wait)
     if row is None:
         raise ProblemError(NOT_FOUND, "Replay not found")
     shown = {**_only(row, SHOWN), "state_hash": row.get("state_hashes", {})}
@@ -178,9 +182,14 @@ async def create_snapshot(
     responses={**READ, **problems(404)},
     openapi_extra=needs(Scope.READ),
 )
-async def get_snapshot(store: OpenStore, caller: CurrentCaller, aggregate_id: PathId) -> Response:
+async def get_snapshot(
+    store: OpenStore,
+    caller: CurrentCaller,
+    aggregate_id: PathId,
+    params: Annotated[ReadParams, Query()],
+) -> Response:
     """The newest snapshot of an aggregate."""
-    await store.initialize()
+    await reach(store, params.min_position)
     snapshot = await newest_snapshot(store.storage, aggregate_id)
     if snapshot is None:
         raise ProblemError(NOT_FOUND, "Snapshot not found")

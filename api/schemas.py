@@ -195,6 +195,13 @@ class ReadParams(_Body):
     """Wait until the answer reflects this position (an `ES-Position`), at most 5 seconds."""
 
 
+class WaitParams(ReadParams):
+    """What a read takes that can wait for the end of a job."""
+
+    wait: Annotated[float, Field(ge=0, le=60)] = 0
+    """Hold the answer back until the job has ended, for so many seconds at most."""
+
+
 class PageParams(ReadParams):
     """What every read in pages takes."""
 

@@ -5,14 +5,15 @@ Re-drives and discards of one group are done by one process at a time, and each 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from eventsourcing import audit
 from eventsourcing.config import EventBusConfig
 from eventsourcing.dead_letters import (
+    PAGE,
     dead_letters,
     parked_groups,
     parked_rows,
@@ -21,9 +22,39 @@ from eventsourcing.dead_letters import (
 )
 from eventsourcing.errors import BusyError, ConfigurationError, NotFoundError
 from eventsourcing.handlers import EventHandler
-from eventsourcing.redrive import PAGE, ParkedSelection, Redrive, RedriveResult
-from eventsourcing.storage.base import Storage
+from eventsourcing.redrive import ParkedSelection, Redrive, RedriveResult
+from eventsourcing.storage.base import StateTransaction, Storage
 from eventsourcing.store import EventStore
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """What came of a discard: `letters` went, `released` counts the aggregates that are parked no more, and
+    `behind` names those whose queue goes on behind what was discarded."""
+
+    letters: int
+    released: int
+    behind: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Dropped:
+    """What a discard has removed so far: how many, and the first events of them."""
+
+    entry: str
+    """Its entry in the audit."""
+    count: int = 0
+    first: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.first) < PAGE:
+            self.first.append({name: event[name] for name in ("event_id", "event_type", "event_version")})
+
+    def told(self) -> dict[str, Any]:
+        """As the audit tells it."""
+        return {"discarded": {"count": self.count, "events": self.first}}
 
 
 class DeadLetterQueue:
@@ -55,7 +86,7 @@ class DeadLetterQueue:
         """What a re-drive of a selection would take: {aggregate_id, letters, event_type, error, …}."""
         storage = await self._storage()
         found: list[dict[str, Any]] = []
-        async for aggregate_id, row in parked_rows(storage, selection.group):
+        async for aggregate_id, row in parked_rows(storage, selection.group, only=selection.named):
             if limit is not None and len(found) >= limit:
                 break
             if selection.takes(aggregate_id, row):
@@ -122,37 +153,105 @@ class DeadLetterQueue:
                 _require(handlers, group)
             what = {"group": group, "aggregate_id": aggregate_id, "whole_queue": whole_queue}
             entry = await self._begin(storage, "discard", by=by, what=what, why=why)
-            dropped = await self._drop(storage, group, aggregate_id, entry, whole_queue=whole_queue)
+            dropped = _Dropped(entry)
+            await self._drop(storage, group, aggregate_id, dropped, whole_queue=whole_queue)
             behind = await dead_letters(storage, group, aggregate_id=aggregate_id, limit=1)
             result = RedriveResult(released=0 if behind else 1)
             if behind:
                 result = await Redrive(storage, self._config, group, handlers).run([aggregate_id])
             async with storage.transaction() as transaction:
-                await audit.complete(transaction, entry, {"discarded": dropped, **asdict(result)})
+                await audit.complete(transaction, entry, {**dropped.told(), **asdict(result)})
         return result
+
+    async def discard_selected(
+        self,
+        selection: ParkedSelection,
+        *,
+        by: str,
+        why: str,
+        letters: Collection[str] = (),
+        whole_queue: bool = False,
+        limit: int = 100,
+    ) -> Discarded:
+        """Give up the failed event in front of each selected aggregate, or its whole queue.
+
+        Takes at most `limit` aggregates; `letters`, keys, spares every event in front that is not among
+        them. What stands behind stays parked until it is re-driven. Raises BusyError; then nothing was
+        discarded. Repeating it after a crash goes on.
+        """
+        async with self._alone(selection.group, None) as storage:
+            what = {**asdict(selection), "whole_queue": whole_queue, "letters": len(letters)}
+            entry = await self._begin(storage, "discard", by=by, what=what, why=why)
+            dropped, behind = _Dropped(entry), []
+            chosen = [row["aggregate_id"] for row in await self.preview(selection, limit=limit)]
+            for aggregate_id in chosen:
+                await self._drop(
+                    storage, selection.group, aggregate_id, dropped, whole_queue=whole_queue, only=letters
+                )
+                if await dead_letters(storage, selection.group, aggregate_id=aggregate_id, limit=1):
+                    behind.append(aggregate_id)
+            result = Discarded(dropped.count, len(chosen) - len(behind), tuple(behind))
+            async with storage.transaction() as transaction:
+                counts = {"released": result.released, "behind": len(behind)}
+                await audit.complete(transaction, entry, {**dropped.told(), **counts})
+        return result
+
+    async def would_discard(
+        self,
+        selection: ParkedSelection,
+        *,
+        letters: Collection[str] = (),
+        whole_queue: bool = False,
+        limit: int = 100,
+    ) -> Discarded:
+        """What `discard_selected` would come to, were it asked for now."""
+        storage = await self._storage()
+        rows = await self.preview(selection, limit=limit)
+        count, behind = 0, []
+        for row in rows:
+            going = row["letters"]
+            if not whole_queue:
+                async with storage.transaction() as transaction:
+                    going = len(await _in_front(transaction, selection.group, row["aggregate_id"], letters))
+            count += going
+            if going < row["letters"]:
+                behind.append(row["aggregate_id"])
+        return Discarded(count, len(rows) - len(behind), tuple(behind))
+
+    async def require_free(self, group: str) -> None:
+        """Raise BusyError while a re-drive or discard of the group runs."""
+        async with self._alone(group, None):
+            return
 
     async def actions(self, *, limit: int = 100) -> list[dict[str, Any]]:
         """The last actions of operators, newest first: {at, by, action, what, why, outcome}."""
         return await audit.audit_entries(await self._storage(), limit=limit)
 
     async def _drop(
-        self, storage: Storage, group: str, aggregate_id: str, entry: str, *, whole_queue: bool
-    ) -> dict[str, Any]:
-        """Remove letters page by page, each page with its note in the audit entry; say what was removed:
-        how many, and the first events of them."""
-        count, first = 0, []
+        self,
+        storage: Storage,
+        group: str,
+        aggregate_id: str,
+        dropped: _Dropped,
+        *,
+        whole_queue: bool,
+        only: Collection[str] = (),
+    ) -> None:
+        """Remove the failed letter in front, or all letters page by page, each page with its note in the
+        audit."""
         while True:
             async with storage.transaction() as transaction:
-                page = await scan_letters(transaction, group, aggregate_id, limit=PAGE if whole_queue else 1)
+                if whole_queue:
+                    page = await scan_letters(transaction, group, aggregate_id, limit=PAGE)
+                else:
+                    page = await _in_front(transaction, group, aggregate_id, only)
                 for key, row in page:
                     await remove_letter(transaction, group, aggregate_id, key)
-                    names = ("event_id", "event_type", "event_version")
-                    first.append({name: row["event"][name] for name in names})
-                count += len(page)
-                dropped = {"count": count, "events": first[:PAGE]}
-                await audit.complete(transaction, entry, {"discarded": dropped})
+                    dropped.add(row["event"])
+                if page:
+                    await audit.complete(transaction, dropped.entry, dropped.told())
             if len(page) < PAGE:
-                return dropped
+                return
 
     async def _begin(self, storage: Storage, action: str, *, by: str, what: Any, why: str) -> str:
         async with storage.transaction() as transaction:
@@ -172,6 +271,14 @@ class DeadLetterQueue:
     async def _storage(self) -> Storage:
         await self._store.initialize()
         return self._store.storage
+
+
+async def _in_front(
+    transaction: StateTransaction, group: str, aggregate_id: str, only: Collection[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The letter in front of a queue, if it failed and is among `only`, where that is given."""
+    page = await scan_letters(transaction, group, aggregate_id, limit=1)
+    return [(key, row) for key, row in page if row["status"] == "failed" and (not only or key in only)]
 
 
 def _causes(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,10 @@ Value: {status, event, handler, attempts, redrives, parked_at}; of a failed one 
 PARKED = StateTable("parked-aggregates")
 """Key: group and aggregate_id. Value: {since, last, letters, redrives}, and the failure in front."""
 
+PAGE = 100
+"""How many letters are read at once."""
+
+MAX_LOOKED_AT = 10_000
 _SEPARATOR = "\x1f"
 _BEYOND = "\U0010ffff"
 
@@ -112,9 +116,17 @@ async def parked_aggregates(storage: Storage, group: str) -> set[str]:
     return {aggregate_id async for aggregate_id, _ in parked_rows(storage, group)}
 
 
-async def parked_rows(storage: Storage, group: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """The parked aggregates of a group with their rows, by aggregate_id."""
+async def parked_rows(
+    storage: Storage, group: str, *, only: Sequence[str] = ()
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """The parked aggregates of a group with their rows, by aggregate_id; of `only` these, where given."""
     prefix, after = f"{group}{_SEPARATOR}", None
+    if only:
+        async with storage.transaction() as transaction:
+            named = await transaction.get_many(PARKED, [_parked_key(group, one) for one in only])
+        for key in sorted(named):
+            yield key.removeprefix(prefix), named[key]
+        return
     while True:
         async with storage.transaction() as transaction:
             rows = await transaction.scan(PARKED, prefix=prefix, after=after)
@@ -123,6 +135,11 @@ async def parked_rows(storage: Storage, group: str) -> AsyncIterator[tuple[str, 
         if not rows:
             return
         after = rows[-1][0]
+
+
+async def count_parked(transaction: StateTransaction, group: str) -> int:
+    """How many aggregates of a group are parked."""
+    return await transaction.count(PARKED, prefix=f"{group}{_SEPARATOR}")
 
 
 async def parked_groups(storage: Storage) -> list[str]:
@@ -142,6 +159,44 @@ async def dead_letters(
     """A group's dead letters, or those of one aggregate, by aggregate and place."""
     async with storage.transaction() as transaction:
         return [row for _, row in await scan_letters(transaction, group, aggregate_id, limit=limit)]
+
+
+async def page_of_letters(
+    storage: Storage,
+    *,
+    group: str | None = None,
+    aggregate_id: str | None = None,
+    event_type: str | None = None,
+    after: str | None = None,
+    limit: int,
+) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
+    """The next letters with their keys, of one group or of all, and the key to go on after; None at the end.
+
+    At most 10,000 letters are looked at: a page of a rare event type may be short.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    looked_at = 0
+    for prefix in await _prefixes(storage, group, aggregate_id):
+        while after is None or after < prefix + _BEYOND:
+            async with storage.transaction() as transaction:
+                rows = await transaction.scan(DEAD_LETTERS, prefix=prefix, after=after, limit=PAGE)
+            for key, row in rows:
+                if len(found) == limit or looked_at == MAX_LOOKED_AT:
+                    return found, after
+                after, looked_at = key, looked_at + 1
+                if event_type in (None, row["event"]["event_type"]):
+                    found.append((key, row))
+            if len(rows) < PAGE:
+                break
+    return found, None
+
+
+async def _prefixes(storage: Storage, group: str | None, aggregate_id: str | None) -> list[str]:
+    """What the keys of these letters begin with, in order; one of them covers everything where it can."""
+    if aggregate_id is None:
+        return ["" if group is None else f"{group}{_SEPARATOR}"]
+    groups = await parked_groups(storage) if group is None else [group]
+    return [f"{name}{_SEPARATOR}{aggregate_id}{_SEPARATOR}" for name in groups]
 
 
 async def scan_letters(
@@ -187,6 +242,12 @@ def letter_event(row: dict[str, Any]) -> BaseEvent:
     if "position" not in fields:
         return BaseEvent.model_validate(fields)
     return RecordedEvent.from_store(dict(vars(RecordedEvent.model_validate(fields))))
+
+
+def owner_of(key: str) -> tuple[str, str]:
+    """The group and the aggregate of a letter's key. Raises ValueError for no key of a letter."""
+    group, aggregate_id, _place = key.split(_SEPARATOR)
+    return group, aggregate_id
 
 
 def letter_key(group: str, aggregate_id: str, place: int) -> str:

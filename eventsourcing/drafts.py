@@ -65,11 +65,12 @@ def _first_versions(events: Sequence[BaseEvent], expected: ExpectedVersion) -> d
 
 
 def _prepared(event: BaseEvent, following: dict[str, int]) -> NewEvent:
-    payload: Mapping[str, Any] = event.data
     about: Mapping[str, Any] = event.metadata
     if event.event_type in VERSIONED or SCHEMA_VERSION in about:
-        payload, about = write_newest(event.event_type, payload, about)
-    data = encode(payload, field="data")
+        payload, about = write_newest(event.event_type, event.data, about)
+        data = encode(payload)
+    else:
+        data = event.encoded_payload or encode(event.data)
     metadata = encode(about, field="metadata") if about else b"{}"
     if len(data) + len(metadata) > MAX_EVENT_BYTES:
         raise InvalidEventError(f"more than {MAX_EVENT_BYTES} bytes encoded", field="data")

@@ -7,286 +7,60 @@ with its type, its aggregate and its payload; topics, schemas and checks derive 
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-import uuid_utils.compat
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from eventsourcing.base_event import (
+    MAX_EVENT_BYTES,
+    RESERVED_METADATA,
+    BaseEvent,
+    EventType,
+    EventTypeName,
+    Identifier,
+    UtcDatetime,
+    derived_event_id,
+    deterministic_event_id,
+    known_type,
+    named_token,
+    new_event_id,
+    set_extra,
+    set_fields,
+    set_names,
+    set_private,
 )
-
-from eventsourcing.canonical import decode, encode, utc
+from eventsourcing.canonical import decode, encode
 from eventsourcing.errors import InvalidEventError
-from eventsourcing.upcasting import (
-    SCHEMA_VERSION,
-    VERSIONED,
-    Lineage,
-    read_newest,
-    register_lineage,
-    write_newest,
-)
+from eventsourcing.kept_payload import KeptPayload
+from eventsourcing.recorded_event import RecordedEvent
+from eventsourcing.upcasting import SCHEMA_VERSION, Lineage, register_lineage, write_newest
 
-RESERVED_METADATA = frozenset({"traceparent", "dagster_run_id", "backfilled", "schema_version", "region"})
-"""Keys of `metadata` that belong to the system; everything else in it is the caller's."""
-
-MAX_EVENT_BYTES = 768 * 1024
-"""The largest event, payload and metadata encoded together."""
-
-
-class EventType(StrEnum):
-    """The types of our own events. Teams register theirs beside them under their own strings."""
-
-    MIGRATION_STARTED = "migration.started"
-    MIGRATION_COMPLETED = "migration.completed"
-    MIGRATION_FAILED = "migration.failed"
-    DATA_EXTRACTED = "data.extracted"
-    DATA_TRANSFORMED = "data.transformed"
-    DATA_VALIDATED = "data.validated"
-    DATA_IMPORTED = "data.imported"
-    USER_MIGRATED = "user.migrated"
-    ADMIN_MIGRATED = "admin.migrated"
-    ROLLBACK_INITIATED = "rollback.initiated"
-    ROLLBACK_COMPLETED = "rollback.completed"
-    SCHEMA_COMPATIBILITY_CHECKED = "schema.compatibility.checked"
-    UUID_TRANSFORMED = "uuid.transformed"
-    DATETIME_CONVERTED = "datetime.converted"
-    RECORD_QUARANTINED = "record.quarantined"
-    RECORD_RELEASED = "record.released"
-    USER_ROLLED_BACK = "user.rolled_back"
-    ADMIN_ROLLED_BACK = "admin.rolled_back"
-    CUTOVER_CHANGED = "cutover.changed"
-
-
-_TYPE_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _known_type(value: str) -> str:
-    if not _TYPE_PATTERN.fullmatch(value):
-        raise ValueError(
-            "an event type is 1 to 128 of a-z, 0-9, '.', '_', '-', starting with a letter or digit"
-        )
-    try:
-        return EventType(value)
-    except ValueError:
-        return value
-
-
-def _no_control(value: str) -> str:
-    if _CONTROL.search(value):
-        raise ValueError("must not contain control characters")
-    return value
-
-
-EventTypeName = Annotated[str, AfterValidator(_known_type)]
-"""A well-formed event type; one of ours becomes its `EventType` member."""
-
-Identifier = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_no_control)]
-"""1 to 255 characters without control characters."""
-
-UtcDatetime = Annotated[datetime, AfterValidator(utc)]
-"""A moment, kept in UTC; a naive one is taken as UTC."""
-
-
-def new_event_id() -> UUID:
-    """A time-ordered random id (UUIDv7): random ids make the unique index the bottleneck."""
-    return uuid_utils.compat.uuid7()
-
-
-def deterministic_event_id(started_at: datetime, *parts: str) -> UUID:
-    """The same id for the same parts: a UUIDv8 of the run's start and a hash (RFC 9562, 5.8).
-
-    Ids of one run lie together in an index, and a repeated run appends nothing twice.
-    """
-    return _hashed(int(utc(started_at).timestamp() * 1000) & (2**48 - 1), "\x1f".join(parts))
-
-
-def derived_event_id(token: UUID, number: int) -> UUID:
-    """The id of the event with this number among those of one token, whose time it takes over."""
-    return _hashed(token.int >> 80, f"{token.int:x}\x1f{number}")
-
-
-def named_token(*names: str) -> UUID:
-    """The same token for the same names, for ever."""
-    return _hashed(0, "\x1f".join(names))
-
-
-def _hashed(milliseconds: int, text: str) -> UUID:
-    """A UUIDv8 of a time and a hash (RFC 9562, 5.8)."""
-    value = (milliseconds << 80) | int.from_bytes(hashlib.sha256(text.encode()).digest()[:10])
-    value = (value & ~(0xF << 76)) | (0x8 << 76)
-    return UUID(int=(value & ~(0x3 << 62)) | (0x2 << 62))
-
-
-class BaseEvent(BaseModel):
-    """Something that happened, as its author states it: a draft until a store records it.
-
-    `event_version` 0 lets the store assign the aggregate's next version; another number must be
-    exactly the next one. `timestamp` is when it happened and may lie in the past.
-    """
-
-    model_config = ConfigDict(validate_assignment=True, extra="forbid", hide_input_in_errors=True)
-
-    event_id: UUID = Field(default_factory=new_event_id)
-    event_type: EventTypeName
-    aggregate_id: Identifier
-    aggregate_type: Identifier
-    event_version: int = Field(default=0, ge=0, lt=2**31)
-    timestamp: UtcDatetime = Field(default_factory=lambda: datetime.now(UTC))
-    correlation_id: UUID | None = None
-    causation_id: UUID | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    data: dict[str, Any] = Field(default_factory=dict)
-
-    def follow(self, parent: BaseEvent) -> Self:
-        """Take the parent's correlation (its event_id where it has none) and name it as the cause."""
-        self.correlation_id = parent.correlation_id or parent.event_id
-        self.causation_id = parent.event_id
-        return self
-
-    @property
-    def defaulted_payload(self) -> frozenset[str]:
-        """Payload fields that the caller left to their default: they follow the timestamp."""
-        return frozenset()
-
-
-class RecordedEvent(BaseEvent):
-    """An event as the store holds it: frozen, with its place in the global order.
-
-    `position` grows along the store and is unique; `recorded_at` is when the store took it. One that
-    comes from a row makes a field when it is first read: a replay or a filter looks at few of them.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    __slots__ = ("_row",)
-
-    if TYPE_CHECKING:
-        _row: Sequence[Any] | None
-        """The row whose fields are not all made yet; None when they are."""
-
-    position: int
-    recorded_at: UtcDatetime
-
-    @classmethod
-    def from_store(cls, fields: dict[str, Any], *, as_stored: bool = False) -> RecordedEvent:
-        """Wrap fields that the store itself wrote, without validating them a second time.
-
-        An old payload becomes the newest one, unless it is wanted `as_stored`. Raises UpcastError when it
-        cannot.
-        """
-        versioned = fields["event_type"] in VERSIONED or SCHEMA_VERSION in fields["metadata"]
-        if versioned and not as_stored:
-            read_newest(fields)
-        event = _new(cls)
-        event.__dict__ = fields
-        _set_names(event, _RECORDED_FIELDS)
-        _set_extra(event, None)
-        _set_private(event, None)
-        return event
-
-    @classmethod
-    def from_row(cls, row: Sequence[Any], *, as_stored: bool = False) -> RecordedEvent:
-        """Wrap a row that the store wrote: all fields in order, the payloads encoded. See from_store."""
-        event = _new(cls)
-        _set_row(event, row)
-        _set_names(event, _RECORDED_FIELDS)
-        _set_extra(event, None)
-        _set_private(event, None)
-        if (row[_TYPE] in VERSIONED or _NAMES_VERSION in row[_METADATA]) and not as_stored:
-            read_newest(event.__dict__)
-        return event
-
-    if not TYPE_CHECKING:  # to checkers an instance has a dictionary like any other
-
-        @property
-        def __dict__(self) -> dict[str, Any]:
-            """All fields: whoever looks here - pydantic, a copy, an encoder - finds none that is not made."""
-            row, made = self._row, _get_fields(self)
-            if row is None:
-                return made
-            fields = {
-                name: made[name] if name in made else field.made(row) for name, field in _FIELDS.items()
-            }
-            self.__dict__ = fields
-            return fields
-
-        @__dict__.setter
-        def __dict__(self, fields: dict[str, Any]) -> None:
-            _set_row(self, None)
-            _set_fields(self, fields)
-
-    @model_validator(mode="after")
-    def _read_newest(self) -> Self:
-        """One that is built from a dump, as a dead letter is, has the newest payload too."""
-        if self.event_type in VERSIONED or SCHEMA_VERSION in self.metadata:
-            read_newest(self.__dict__)
-        return self
-
-
-class _Unread:
-    """A field of a record that nobody has read yet; what stands in the record's dictionary goes before."""
-
-    def __init__(self, name: str, place: int) -> None:
-        self._name, self._place, self._make = name, place, _MAKERS.get(name)
-
-    def made(self, row: Sequence[Any]) -> Any:
-        """The field of a row."""
-        value = row[self._place]
-        return value if self._make is None else self._make(value)
-
-    def __get__(self, event: RecordedEvent | None, owner: type) -> Any:
-        row = None if event is None else event._row
-        if row is None:
-            raise AttributeError(self._name)  # no class has a field; nor has a record that was built without
-        make = self._make
-        if make is None:
-            return row[self._place]
-        value = make(row[self._place])
-        if make is decode:  # once: whoever changes a payload changes what the next one reads
-            _get_fields(event)[self._name] = value
-        return value
-
-
-class _Types(dict[str, str]):
-    def __missing__(self, name: str) -> str:
-        return name
-
-
-_MAKERS: dict[str, Callable[[Any], Any]] = {
-    "event_type": _Types((member.value, member) for member in EventType).__getitem__,
-    # The driver gives the first and the last moment there is without a zone.
-    "timestamp": lambda moment: moment if moment.tzinfo else utc(moment),
-    "metadata": decode,
-    "data": decode,
-}
-"""How a field is made of what stands in a row; others stand there as they are."""
-_FIELDS = {name: _Unread(name, place) for place, name in enumerate(RecordedEvent.model_fields)}
-for _name, _field in _FIELDS.items():
-    setattr(RecordedEvent, _name, _field)
+__all__ = [
+    "MAX_EVENT_BYTES",
+    "OCCURRED",
+    "RESERVED_METADATA",
+    "BaseEvent",
+    "EventPayload",
+    "EventType",
+    "EventTypeName",
+    "Identifier",
+    "RecordedEvent",
+    "TypedEvent",
+    "UtcDatetime",
+    "derived_event_id",
+    "deterministic_event_id",
+    "event_class",
+    "named_token",
+    "new_event_id",
+    "parse_event",
+    "register_event",
+    "registered_events",
+]
 
 _DRAFT_FIELDS = frozenset(BaseEvent.model_fields)  # looking them up in the class costs more than the rest
-_RECORDED_FIELDS = set(_FIELDS)
-_TYPE, _METADATA = list(_FIELDS).index("event_type"), list(_FIELDS).index("metadata")
-_NAMES_VERSION = f'"{SCHEMA_VERSION}"'.encode()
-_new = object.__new__  # a record is made for every row read, and these ways cost least
-_get_fields, _set_fields = vars(BaseModel)["__dict__"].__get__, vars(BaseModel)["__dict__"].__set__
-_set_row = vars(RecordedEvent)["_row"].__set__
-_set_names, _set_extra, _set_private = (
-    vars(BaseModel)[f"__pydantic_{name}__"].__set__ for name in ("fields_set", "extra", "private")
-)
 
 
 class EventPayload(BaseModel):
@@ -299,7 +73,7 @@ class EventPayload(BaseModel):
 OCCURRED: Any = Field(default=None, description="Defaults to the event's timestamp.")
 
 
-class TypedEvent(BaseEvent):
+class TypedEvent(KeptPayload):
     """An event of a declared type: the constructor takes the payload's fields beside the event's own.
 
     A subclass names its type, its aggregate and the argument that becomes the aggregate_id, and
@@ -354,7 +128,7 @@ class TypedEvent(BaseEvent):
     ) -> None:
         super().__init_subclass__(**kwargs)
         cls.personal = None if personal is None else frozenset(personal)
-        cls.declared_type = _known_type(event_type)
+        cls.declared_type = known_type(event_type)
         cls.declared_aggregate = aggregate_type
         cls.id_field = id_field
         cls.lineage = Lineage.of(cls, cls.declared_type, schema_version)
@@ -375,10 +149,9 @@ class TypedEvent(BaseEvent):
         values.setdefault("event_type", self.declared_type)
         values.setdefault("aggregate_type", self.declared_aggregate)
         super().__init__(**values)
-        data, defaulted = complete_payload(type(self), given, self.timestamp)
-        self.__dict__["data"] = data
+        encoded, self._defaulted = encode_payload(type(self), given, self.timestamp)
+        self.keep_payload(encoded)
         self.__pydantic_fields_set__.add("data")
-        self._defaulted = defaulted
 
     @classmethod
     def of_valid(cls, fields: Mapping[str, Any]) -> Self:
@@ -392,12 +165,13 @@ class TypedEvent(BaseEvent):
         if "timestamp" not in own:
             own["timestamp"] = datetime.now(UTC)
         own["metadata"] = dict(fields.get("metadata", ()))
-        own["data"], defaulted = complete_payload(cls, fields["data"], own["timestamp"])
-        event = _new(cls)
-        _set_fields(event, own)
-        _set_names(event, set(fields))
-        _set_extra(event, None)
-        _set_private(event, {"_defaulted": defaulted})
+        encoded, defaulted = encode_payload(cls, own.pop("data"), own["timestamp"])
+        event = object.__new__(cls)
+        set_fields(event, own)
+        set_names(event, set(fields))
+        set_extra(event, None)
+        set_private(event, {"_defaulted": defaulted})
+        event.keep_payload(encoded)
         return event
 
     @property
@@ -412,10 +186,10 @@ class TypedEvent(BaseEvent):
             self.data.update(dict.fromkeys(self._defaulted, moment))
 
 
-def complete_payload(
+def encode_payload(
     cls: type[TypedEvent], given: Mapping[str, Any], timestamp: datetime
-) -> tuple[dict[str, Any], frozenset[str]]:
-    """Validate a payload against its declaration: the canonical payload, and the fields defaulted.
+) -> tuple[bytes, frozenset[str]]:
+    """Validate a payload against its declaration: its canonical JSON, and the fields defaulted.
 
     Raises pydantic's ValidationError naming the payload's fields, or InvalidEventError.
     """
@@ -423,8 +197,7 @@ def complete_payload(
     defaulted = frozenset([name for name in _following(model) if given.get(name) is None])
     payload = model.model_validate({**given, **dict.fromkeys(defaulted, timestamp)})
     extra = payload.__pydantic_extra__ or {}
-    canonical: dict[str, Any] = decode(encode({**payload.__dict__, **extra}))
-    return canonical, defaulted
+    return encode({**payload.__dict__, **extra}), defaulted
 
 
 @cache

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from eventsourcing.dead_letters import count_parked
 from eventsourcing.query import EventQuery
 from eventsourcing.readmodels import READ_MODELS
-from eventsourcing.storage.base import CHECKPOINTS, Storage
+from eventsourcing.storage.base import CHECKPOINTS, StateStorage, Storage
 
 Kind = Literal["read-model", "group", "relay"]
 KAFKA_GROUP = "kafka-group/"
 """Behind which a group's checkpoint says where it began on Kafka."""
 
 KINDS: tuple[Kind, ...] = ("read-model", "group", "relay")
+
+STALLED_S = 60.0
+"""From which age on the oldest event that a consumer has not done is a sign that nobody works on it."""
+
+State = Literal["caught-up", "behind", "stalled", "paused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,20 @@ class Lag:
     seconds: float
     in_hand: int = 0
     circuit: str | None = None
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether nobody seems to work on it."""
+        return self.seconds > STALLED_S
+
+    @property
+    def state(self) -> State:
+        """How it gets on; `paused` while its circuit is not closed: what its handlers need is away."""
+        if self.circuit not in (None, "closed"):
+            return "paused"
+        if self.is_stalled:
+            return "stalled"
+        return "behind" if self.seconds else "caught-up"
 
 
 async def lags(storage: Storage) -> list[Lag]:
@@ -51,6 +71,24 @@ async def lags(storage: Storage) -> list[Lag]:
         if kind in KINDS and (kind != "read-model" or key in live):  # what is beside need not keep up
             found.append(await _lag(storage, kind, name, checkpoint, head))
     return sorted(found, key=lambda lag: (KINDS.index(lag.kind), lag.name))
+
+
+async def consumers(storage: Storage) -> list[dict[str, Any]]:
+    """Every consumer with its lag, its state and how many aggregates wait behind its dead letters."""
+    found = await lags(storage)
+    async with storage.transaction() as transaction:
+        return [
+            {**asdict(lag), "state": lag.state, "parked": await count_parked(transaction, lag.name)}
+            for lag in found
+        ]
+
+
+async def kafka_groups(storage: StateStorage) -> dict[str, int]:
+    """The groups that have begun on Kafka, each with how many aggregates wait behind its dead letters."""
+    async with storage.transaction() as transaction:
+        rows = await transaction.scan(CHECKPOINTS, prefix=KAFKA_GROUP)
+        groups = [key.removeprefix(KAFKA_GROUP) for key, _ in rows]
+        return {group: await count_parked(transaction, group) for group in groups}
 
 
 async def _lag(storage: Storage, kind: Kind, name: str, checkpoint: dict[str, Any], head: int) -> Lag:

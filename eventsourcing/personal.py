@@ -27,6 +27,9 @@ QUARANTINE = frozenset({"source_key", "message", "also"})
 MIGRATION = frozenset({"failure", "samples", "message", "conflicting"})
 """The personal fields of what is told of a migration: errors, and records named as examples."""
 
+DEAD_LETTER = frozenset({"error", "stack"})
+"""The personal fields of a dead letter beside its event: what a handler said can quote a value."""
+
 REPLAY = frozenset({"error", "failure", "difference"})
 """The personal fields of a replay: what handlers said, and the states that differ."""
 
@@ -36,15 +39,18 @@ RECORD_VIEW = frozenset({"username", "source_data", "target_data"})
 
 def masked_fields(event: RecordedEvent) -> dict[str, Any]:
     """The fields of a stored event with its personal data masked; the event stays as it is."""
-    fields = dict(vars(event))
-    cls = event_class(event.event_type)
+    return masked_event(vars(event))
+
+
+def masked_event(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an event, as they lie in a dead letter, with its personal data masked."""
+    cls = event_class(fields["event_type"])
     if cls is None or cls.personal is None:
         clear: frozenset[str] = _REFERENCES
     else:
         clear = (frozenset(cls.payload_model.model_fields) - cls.personal) | _REFERENCES
-    fields["data"] = _only(event.data, clear)
-    fields["metadata"] = _only(event.metadata, RESERVED_METADATA)
-    return fields
+    masked = {"data": _only(fields["data"], clear), "metadata": _only(fields["metadata"], RESERVED_METADATA)}
+    return {**fields, **masked}
 
 
 def without(view: Mapping[str, Any], personal: frozenset[str]) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from typing import Any
 
 from eventsourcing.breaker import CircuitBreaker
 from eventsourcing.config import EventBusConfig
-from eventsourcing.dead_letters import DeadLetter, fail_again, letter_event, remove_letter, scan_letters
+from eventsourcing.dead_letters import (
+    PAGE,
+    DeadLetter,
+    fail_again,
+    letter_event,
+    remove_letter,
+    scan_letters,
+)
 from eventsourcing.delivery import Delivery
 from eventsourcing.errors import HandlerError, UnavailableError, UpcastError
 from eventsourcing.events import BaseEvent
@@ -27,8 +34,6 @@ from eventsourcing.unreadable import as_stored
 SIDE_BY_SIDE = 4
 """How many aggregates one re-drive works on at a time."""
 
-PAGE = 100
-
 
 @dataclass(frozen=True, slots=True)
 class ParkedSelection:
@@ -38,11 +43,19 @@ class ParkedSelection:
     aggregate_id: str | None = None
     event_type: str | None = None
     fingerprint: str | None = None
+    aggregates: tuple[str, ...] = ()
+    """Any of these; none given is any at all."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The aggregates that are selected by name; none where any may be."""
+        return self.aggregates if self.aggregate_id is None else (self.aggregate_id,)
 
     def takes(self, aggregate_id: str, row: dict[str, Any]) -> bool:
         """Whether a parked aggregate is selected."""
         return (
             self.aggregate_id in (None, aggregate_id)
+            and (not self.aggregates or aggregate_id in self.aggregates)
             and self.event_type in (None, row.get("event_type"))
             and self.fingerprint in (None, row.get("fingerprint"))
         )

@@ -107,6 +107,7 @@ class RedriveConfig(dg.Config):
 
     group: str = Field(description="The consumer group.")
     aggregate_id: str | None = Field(default=None, description="Only this parked aggregate.")
+    aggregates: list[str] = Field(default_factory=list, description="Only these parked aggregates.")
     event_type: str | None = Field(default=None, description="Only failures on this event type.")
     fingerprint: str | None = Field(default=None, description="Only failures of this cause.")
     cap: int | None = Field(default=None, description="At most so many events.")

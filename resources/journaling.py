@@ -31,6 +31,8 @@ class Progress(Protocol):
     def done(self) -> int: ...
     @property
     def total(self) -> int: ...
+    @property
+    def waits(self) -> str: ...
 
 
 class Journaling:
@@ -48,6 +50,7 @@ class Journaling:
             "current_step": step,
             "records": progress.done,
             "records_total": progress.total,
+            "waits": progress.waits or None,
         }
         if step in STEPS:
             noted |= {
@@ -86,7 +89,8 @@ class Journaling:
 
     async def ended(self, status: str, **fields: Any) -> None:
         """The work is over; what becomes of the migration is said by the next one who takes it."""
-        await self.journal.update(self.migration_id, status=status, ended_at=datetime.now(UTC), **fields)
+        ended = {"status": status, "ended_at": datetime.now(UTC), "waits": None}
+        await self.journal.update(self.migration_id, **ended, **fields)
 
     async def _beat(self, **fields: Any) -> None:
         latest, self._latest = self._latest, {}

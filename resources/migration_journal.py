@@ -43,19 +43,26 @@ _ENDS = (5, 10, 25, 40, 50, 85, 95, 100)
 
 
 class TargetHeldError(Exception):
-    """Another migration that is under way holds the target. Nothing was changed."""
+    """Another migration that is under way holds the target. Nothing was changed.
 
-    def __init__(self, holder: str) -> None:
-        self.holder = holder
-        super().__init__(f"migration {holder!r} holds the target")
+    `holder` is its id, `status` and `since` how it stands, `where` its process and host, empty while none
+    works on it yet.
+    """
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        self.holder: str = row["migration_id"]
+        self.status, self.since, self.where = str(row["status"]), _since(row), _where(row)
+        super().__init__(
+            f"migration {self.holder!r} holds the target: {told_state(row)}; wait for it, or cancel it"
+        )
 
 
 class StateForbidsError(Exception):
     """The migration is in a state that forbids what was asked. Nothing was changed."""
 
-    def __init__(self, status: str) -> None:
-        self.status = status
-        super().__init__(f"the migration is {status.replace('_', ' ')}")
+    def __init__(self, row: dict[str, Any]) -> None:
+        self.status = str(row["status"])
+        super().__init__(f"migration {row['migration_id']!r} is {told_state(row)}")
 
 
 class MigrationJournal:
@@ -86,7 +93,7 @@ class MigrationJournal:
                 await _hold(transaction, str(request["target"]), migration_id)
             if not await transaction.add(MIGRATIONS, migration_id, _plain(row)):
                 known = await _locked(transaction, migration_id)
-                raise StateForbidsError(as_seen(known)["status"])
+                raise StateForbidsError(as_seen(known))
             await transaction.put(ORDER, f"{now:%Y%m%dT%H%M%S%f}-{migration_id}", migration_id)
 
     async def get(self, migration_id: str) -> dict[str, Any] | None:
@@ -140,14 +147,15 @@ class MigrationJournal:
             row = await _locked(transaction, migration_id)
             seen = as_seen(row)["status"]
             if seen not in allowed:
-                raise StateForbidsError(seen)
+                raise StateForbidsError(as_seen(row))
             asked = {**row["request"], **(request or {})}
             if seen not in ALIVE:
                 row["status_before"] = seen
             if status is not None:
                 await _hold(transaction, str(asked["target"]), migration_id)
                 row.update(status=status, failure=None, ended_at=None)
-            row.update(request=asked, cancel_requested=False, heartbeat_at=datetime.now(UTC), process=None)
+            now = datetime.now(UTC)
+            row.update(request=asked, cancel_requested=False, heartbeat_at=now, taken_at=now, process=None)
             row = _plain(row)
             await transaction.put(MIGRATIONS, migration_id, row)
         return as_seen(row)
@@ -158,7 +166,7 @@ class MigrationJournal:
             row = await _locked(transaction, migration_id)
             seen = as_seen(row)["status"]
             if seen not in ("queued", "running"):
-                raise StateForbidsError(seen)
+                raise StateForbidsError(as_seen(row))
             row["cancel_requested"] = True
             if seen == "queued":
                 row.update(status="cancelled", ended_at=datetime.now(UTC))
@@ -199,6 +207,23 @@ def as_seen(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def told_state(row: dict[str, Any]) -> str:
+    """How a migration stands: what it does, since when, and which process does it."""
+    status = str(row["status"]).replace("_", " ")
+    if row["status"] not in ALIVE:
+        return status
+    return " ".join(filter(None, [f"{status} since {_since(row)}", _where(row)]))
+
+
+def _since(row: dict[str, Any]) -> str:
+    return f"{datetime.fromisoformat(row.get('taken_at') or row['created_at']):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _where(row: dict[str, Any]) -> str:
+    process = row.get("process")
+    return f"in process {process['pid']} on {process['host']}" if process else ""
+
+
 def this_process() -> dict[str, Any]:
     """What says which process works on a migration."""
     process = psutil.Process()
@@ -236,7 +261,7 @@ async def _hold(transaction: StateTransaction, target: str, migration_id: str) -
     if holder not in (None, migration_id):
         row = await transaction.get(MIGRATIONS, holder)
         if row is not None and as_seen(row)["status"] in ALIVE:
-            raise TargetHeldError(holder)
+            raise TargetHeldError(as_seen(row))
     await transaction.put(HOLDERS, target, migration_id)
 
 

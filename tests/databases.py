@@ -20,7 +20,10 @@ WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
 CLEAR = """
 ALTER TABLE events DISABLE TRIGGER USER;
+ALTER TABLE states DISABLE TRIGGER USER;
 TRUNCATE events, event_kinds, event_blocks, states;
+ALTER TABLE states ENABLE ALWAYS TRIGGER states_audit_refuse_change;
+ALTER TABLE states ENABLE ALWAYS TRIGGER states_audit_refuse_truncate;
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_hold_horizon;
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_refuse_change;
 ALTER TABLE events ENABLE ALWAYS TRIGGER events_refuse_truncate;

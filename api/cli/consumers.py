@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from api.cli.screen import console, table
+from eventsourcing import lag
 from eventsourcing.bootstrap import System, open_system
 from eventsourcing.canonical import encode
-from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.errors import UnavailableError
-from eventsourcing.lag import lags
 
 app = typer.Typer()
 
@@ -29,17 +27,17 @@ def consumers(
         for row in [*rows, *on_kafka]:
             sys.stdout.write(encode(row).decode() + "\n")
         return
-    columns = ("kind", "name", "position", "events behind", "seconds behind", "in hand", "parked", "circuit")
+    columns = ("kind", "name", "state", "position", "events behind", "seconds behind", "in hand", "parked")
     shown = [
         (
             row["kind"],
             row["name"],
+            row["state"],
             row["position"],
             row["events"],
             f"{row['seconds']:.1f}",
             row["in_hand"],
             row["parked"],
-            row["circuit"] or "",
         )
         for row in rows
     ]
@@ -52,12 +50,7 @@ def consumers(
 async def _rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Who follows the store, and who follows Kafka by topic: nobody while no broker answers."""
     async with open_system() as system:
-        parked = await DeadLetterQueue(system.store).groups()
-        followers = [
-            {**asdict(lag), "parked": parked.get(lag.name, {}).get("aggregates", 0)}
-            for lag in await lags(system.store.storage)
-        ]
-        return followers, await _on_kafka(system)
+        return await lag.consumers(system.store.storage), await _on_kafka(system)
 
 
 async def _on_kafka(system: System) -> list[dict[str, Any]]:
@@ -72,6 +65,6 @@ async def _on_kafka(system: System) -> list[dict[str, Any]]:
         sys.stderr.write(f"{error}\n")
         return []
     return [
-        {"kind": "kafka-group", "name": lag.group, "topic": lag.topic, "messages": lag.messages}
-        for lag in found
+        {"kind": "kafka-group", "name": one.group, "topic": one.topic, "messages": one.messages}
+        for one in found
     ]

@@ -52,6 +52,7 @@ class Bars:
             console=console,
         )
         self._tasks: dict[Place, TaskID] = {}
+        self._waits = ""
         self._lock = threading.Lock()
 
     def __enter__(self) -> Bars:
@@ -62,8 +63,13 @@ class Bars:
         self._bars.stop()
 
     def show(self, progress: StageProgress) -> None:
-        """Move the bar of a stage and entity."""
+        """Move the bar of a stage and entity; what it waits for is said above, once."""
         with self._lock:
+            if progress.waits and progress.waits != self._waits:
+                self._bars.console.print(waiting_line(progress), style="yellow", markup=False)
+            self._waits = progress.waits
+            if progress.waits:
+                return
             place = (progress.stage, progress.entity)
             if place not in self._tasks:
                 self._tasks[place] = self._bars.add_task(
@@ -92,11 +98,12 @@ class Lines:
         with self._lock:
             place, now = (progress.stage, progress.entity), time.monotonic()
             began = self._began.setdefault(place, now)
-            is_over = progress.done >= progress.total
+            is_over = progress.done >= progress.total and not progress.waits
             if not is_over and now - self._said.setdefault(place, now) < EVERY_S:
                 return
             self._said[place] = now
-            print(line_of(progress, now - began), file=self._out, flush=True)
+            line = waiting_line(progress) if progress.waits else line_of(progress, now - began)
+            print(line, file=self._out, flush=True)
 
 
 def line_of(progress: StageProgress, seconds: float) -> str:
@@ -109,6 +116,11 @@ def line_of(progress: StageProgress, seconds: float) -> str:
         if progress.done < progress.total:
             text += f", {(progress.total - progress.done) / rate:.0f} s left"
     return text
+
+
+def waiting_line(progress: StageProgress) -> str:
+    """`load waits: the table 'users' is held by 'psql' (backend 4711, …)`."""
+    return f"{progress.stage} waits: {progress.waits}"
 
 
 def progress_on(console: Console) -> Bars | Lines:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
 
@@ -122,9 +122,18 @@ class EventStorage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StateTable:
-    """A declared table of states: text keys in byte order, JSON values."""
+    """A declared table of states: text keys in byte order, JSON values.
+
+    Of an append-only one a stored key is never set again, nor removed within APPEND_ONLY_KEPT: a storage
+    raises StateForbidsError, and nothing of the transaction is done.
+    """
 
     name: str
+    append_only: bool = False
+
+
+APPEND_ONLY_KEPT = timedelta(days=28)
+"""For how long nobody can remove a key of an append-only table; PostgreSQL has it in schema_0004.sql."""
 
 
 CHECKPOINTS = StateTable("checkpoints")

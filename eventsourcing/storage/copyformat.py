@@ -9,9 +9,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from struct import Struct
+from typing import Any
 from uuid import UUID
-
-from eventsourcing.storage.base import NewEvent
 
 COLUMNS = (
     "position",
@@ -45,28 +44,27 @@ def microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-def row(new: NewEvent, *, position: int, version: int, recorded_at: int) -> bytes:
-    """One row; `recorded_at` in the form of `microseconds`."""
-    event = new.event
-    aggregate_id = event.aggregate_id.encode()
-    correlation_id, causation_id = event.correlation_id, event.causation_id
-    return b"".join(
-        (
-            _fixed(
-                *(len(COLUMNS), 8, position, 8, recorded_at, 8, microseconds(event.timestamp)),
-                *(16, event.event_id.int.to_bytes(16), 4, version),  # its own `bytes` is a call more
-            ),
-            _NULL if correlation_id is None else _identifier(correlation_id),
-            _NULL if causation_id is None else _identifier(causation_id),
-            _word(event.event_type),
-            _length(len(aggregate_id)),
-            aggregate_id,
-            _word(event.aggregate_type),
-            _length(len(new.metadata)),
-            new.metadata,
-            _length(len(new.data)),
-            new.data,
-        )
+def row(fields: tuple[Any, ...], recorded_at: int) -> tuple[bytes, ...]:
+    """The parts of one row, from an event's fields in their order; `recorded_at` in the form of
+    `microseconds`."""
+    (event_id, event_type, aggregate_id, aggregate_type, version, timestamp, correlation_id, causation_id,
+     metadata, data, position, _) = fields  # fmt: skip
+    name = aggregate_id.encode()
+    return (
+        _fixed(
+            *(len(COLUMNS), 8, position, 8, recorded_at, 8, (timestamp - _EPOCH) // _MICROSECOND),
+            *(16, event_id.int.to_bytes(16), 4, version),  # its own `bytes` is a call more
+        ),
+        _NULL if correlation_id is None else _identifier(correlation_id),
+        _NULL if causation_id is None else _identifier(causation_id),
+        _word(event_type),
+        _length(len(name)),
+        name,
+        _word(aggregate_type),
+        _length(len(metadata)),
+        metadata,
+        _length(len(data)),
+        data,
     )
 
 

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventsourcing.canonical import decode, encode
-from eventsourcing.errors import ConcurrencyError, CursorAheadError, UpcastError
+from eventsourcing.errors import ConcurrencyError, CursorAheadError, StateForbidsError, UpcastError
 from eventsourcing.events import BaseEvent, RecordedEvent
 from eventsourcing.metrics import count_appended
 from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import (
+    APPEND_ONLY_KEPT,
     Appended,
     ChunkReceipt,
     NewEvent,
@@ -208,6 +209,9 @@ class InMemoryStorage:
                 self._leases.discard(name)
 
 
+_KEPT_S = APPEND_ONLY_KEPT.total_seconds()
+
+
 class _InMemoryTransaction:
     """Changes laid over the states until commit; None marks a deleted key."""
 
@@ -230,6 +234,8 @@ class _InMemoryTransaction:
         return None if stored is None else decode(stored)
 
     async def put(self, table: StateTable, key: str, value: Any) -> None:
+        if table.append_only and self._has(table, key):
+            raise StateForbidsError("stored row", key, "never changed")
         self._changes[table.name][key] = encode(value)
 
     async def get_many(self, table: StateTable, keys: Sequence[str]) -> dict[str, Any]:
@@ -251,7 +257,13 @@ class _InMemoryTransaction:
         return await self.get_many(table, keys)
 
     async def delete(self, table: StateTable, key: str) -> None:
+        if table.append_only and self._has(table, key) and self._age_s(table, key) < _KEPT_S:
+            raise StateForbidsError("stored row", key, "never changed")
         self._changes[table.name][key] = None
+
+    def _age_s(self, table: StateTable, key: str) -> float:
+        changed = self._changed[table.name].get(key)
+        return 0.0 if changed is None else time.monotonic() - changed
 
     def _stored(self, table: StateTable, key: str) -> bytes | None:
         changes = self._changes[table.name]

@@ -13,6 +13,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
@@ -92,7 +93,7 @@ class Appender:
         if not rows:
             return None
         rows.sort(key=lambda row: cast(int, row["position"]))
-        return [_recorded(new, *row) for new, row in zip(pending, rows, strict=True)]
+        return [recorded_event(_fields(new, *row)) for new, row in zip(pending, rows, strict=True)]
 
     async def _copy(self, pending: Sequence[NewEvent]) -> list[RecordedEvent] | None:
         """Copy everything in. Streams are taken for new for as long as they were: looking their versions
@@ -105,7 +106,7 @@ class Appender:
                 opened = await connection.fetchrow(_EVENTS["open_append"], looked_up, len(pending))
                 heads = dict.fromkeys(streams, 0) | dict(zip(looked_up, opened["versions"], strict=True))
                 versions = _next_versions(pending, heads)
-                recorded: list[RecordedEvent] = []
+                recorded: dict[int, RecordedEvent] = {}
                 await connection.copy_to_table(
                     "events",
                     source=_pieces(pending, versions, opened, recorded),
@@ -119,7 +120,7 @@ class Appender:
             raise
         if looked_up:
             self._expects_new_streams = not any(opened["versions"])
-        return sorted(recorded, key=lambda event: event.position)
+        return list(map(recorded.__getitem__, range(len(pending))))
 
     async def _stored(self, pending: Sequence[NewEvent]) -> dict[UUID, RecordedEvent]:
         by_id = {new.event.event_id: new for new in pending}
@@ -157,21 +158,24 @@ def _next_versions(pending: Sequence[NewEvent], heads: dict[str, int]) -> list[i
 
 
 async def _pieces(
-    pending: Sequence[NewEvent], versions: list[int], opened: asyncpg.Record, recorded: list[RecordedEvent]
+    pending: Sequence[NewEvent],
+    versions: list[int],
+    opened: asyncpg.Record,
+    recorded: dict[int, RecordedEvent],
 ) -> AsyncIterator[bytes]:
-    """The rows to copy, sorted by aggregate; fills `recorded` while the server works."""
+    """The rows to copy, sorted by aggregate; fills `recorded`, by place, while the server works."""
     moment, positions = opened["recorded_at"], opened["positions"]
     stamp = copyformat.microseconds(moment)
     ids = [new.event.aggregate_id for new in pending]
     order = sorted(range(len(pending)), key=ids.__getitem__)
     yield copyformat.SIGNATURE
     for start in range(0, len(order), ROWS_A_PIECE):
-        rows = []
+        parts: list[bytes] = []
         for place in order[start : start + ROWS_A_PIECE]:
-            new, position, version = pending[place], positions[place], versions[place]
-            rows.append(copyformat.row(new, position=position, version=version, recorded_at=stamp))
-            recorded.append(_recorded(new, position, version, moment))
-        yield b"".join(rows)
+            fields = _fields(pending[place], positions[place], versions[place], moment)
+            parts += copyformat.row(fields, stamp)
+            recorded[place] = recorded_event(fields)
+        yield b"".join(parts)
     yield copyformat.END
 
 
@@ -192,22 +196,21 @@ def _row(new: NewEvent) -> tuple[Any, ...]:
     )
 
 
-def _recorded(new: NewEvent, position: int, version: int, recorded_at: Any) -> RecordedEvent:
-    """The event as stored; its payload is what was encoded, which later changes of the draft do not reach."""
+def _fields(new: NewEvent, position: int, version: int, recorded_at: datetime) -> tuple[Any, ...]:
+    """The event as a row has it; its payload is what was encoded, which later changes of the draft do not
+    reach."""
     event = new.event
-    return RecordedEvent.from_row(
-        (
-            event.event_id,
-            event.event_type,
-            event.aggregate_id,
-            event.aggregate_type,
-            version,
-            event.timestamp,
-            event.correlation_id,
-            event.causation_id,
-            new.metadata,
-            new.data,
-            position,
-            recorded_at,
-        )
+    return (
+        event.event_id,
+        event.event_type,
+        event.aggregate_id,
+        event.aggregate_type,
+        version,
+        event.timestamp,
+        event.correlation_id,
+        event.causation_id,
+        new.metadata,
+        new.data,
+        position,
+        recorded_at,
     )

@@ -9,7 +9,13 @@ from contextlib import contextmanager
 import asyncpg
 from sqlalchemy.exc import DBAPIError
 
-from eventsourcing.errors import ConfigurationError, InvalidEventError, SchemaError, UnavailableError
+from eventsourcing.errors import (
+    ConfigurationError,
+    InvalidEventError,
+    SchemaError,
+    StateForbidsError,
+    UnavailableError,
+)
 
 RACE = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 """What an append may meet when others append at the same time."""
@@ -87,6 +93,8 @@ def _translation(error: BaseException, *, sent: bool) -> Exception:
         return ConfigurationError(
             f"the database refuses this to its user: {reason}; see docs/guides/roles.md"
         )
+    if state == "23001":
+        return StateForbidsError("stored row", getattr(error, "table_name", None) or "", "never changed")
     if state in _SCHEMA:
         return SchemaError(f"{reason}; run `esm db upgrade`")
     if state[:2] == "22" or isinstance(error, ValueError):

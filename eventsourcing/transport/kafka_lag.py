@@ -12,8 +12,8 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from eventsourcing.config import EventBusConfig
 from eventsourcing.errors import UnavailableError
-from eventsourcing.lag import KAFKA_GROUP
-from eventsourcing.storage.base import CHECKPOINTS, StateStorage
+from eventsourcing.lag import kafka_groups
+from eventsourcing.storage.base import StateStorage
 from eventsourcing.transport.kafka_message import DEAD_LETTER_INFIX
 from eventsourcing.transport.kafka_options import admin_options, reason
 
@@ -35,9 +35,7 @@ async def kafka_lags(config: EventBusConfig, storage: StateStorage) -> list[Kafk
     One question for all topics and one for each group, whatever they hold. Raises UnavailableError
     without a broker.
     """
-    async with storage.transaction() as transaction:
-        rows = await transaction.scan(CHECKPOINTS, prefix=KAFKA_GROUP)
-    groups = [key.removeprefix(KAFKA_GROUP) for key, _ in rows]
+    groups = list(await kafka_groups(storage))
     return await asyncio.to_thread(_asked, config, groups) if groups else []
 
 

@@ -38,6 +38,8 @@ class Progress(NamedTuple):
     entity: str
     done: int
     total: int
+    waits: str = ""
+    """What the stage waits for, and who holds it; empty while it goes on."""
 
 
 @dataclass
@@ -48,16 +50,24 @@ class Reporter:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set from any thread: the run stops at its next report, which every chunk makes."""
     _last: float = field(default=0.0, init=False)
-    _place: tuple[str, str] = field(default=("", ""), init=False)
+    _progress: Progress = field(default=Progress("start", "", 0, 0), init=False)
 
     def report(self, stage: str, entity: str, done: int, total: int) -> None:
         """Report unless the last report was less than 0.1 s ago; the first and the last of an entity's
         stage are always reported."""
-        now, place = time.monotonic(), (stage, entity)
-        due = done == total or place != self._place or now - self._last >= _REPORT_EVERY_S
+        now, before = time.monotonic(), self._progress
+        self._progress = Progress(stage, entity, done, total)
+        is_new = (stage, entity) != before[:2] or bool(before.waits)
+        due = done == total or is_new or now - self._last >= _REPORT_EVERY_S
         if self.hook is not None and due:
-            self._last, self._place = now, place
-            self.hook(Progress(stage, entity, done, total))
+            self._last = now
+            self.hook(self._progress)
+
+    def wait(self, waits: str) -> None:
+        """Report that what is under way waits, and for whom; called once a second while it does."""
+        self._progress = self._progress._replace(waits=waits)
+        if self.hook is not None:
+            self.hook(self._progress)
 
 
 @dataclass

@@ -6,7 +6,8 @@ MigrationError                  a run stopped (stage, resumable)
 ├── TargetError                 the target cannot be reached or refused what was asked
 │   ├── RecordRefusedError      the target would not take a row (rule, column, reason)
 │   ├── TargetNotEmptyError     a target table holds rows and the policy is to fail (table)
-│   └── TargetBusyError         another unfinished run holds the target (holder)
+│   ├── TargetBusyError         another unfinished run holds the target (holder, since, until)
+│   └── TargetLockedError       somebody else's transaction holds what was to be written (held_by); retryable
 ├── SchemaIncompatibleError     source and target do not fit (blockers)
 ├── StagedDataError             a staged file is missing or not what was written
 ├── ThresholdExceededError      more records were quarantined than the mapping allows (entity, ratio)
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from eventsourcing.errors import EventSourcingError
 
@@ -104,11 +106,31 @@ class TargetNotEmptyError(TargetError):
 
 
 class TargetBusyError(TargetError):
-    """Another unfinished run holds the target. Nothing was written."""
+    """Another unfinished run holds the target until its lease ends, which it renews while it goes on.
+    Nothing was written."""
 
-    def __init__(self, holder: str) -> None:
-        self.holder = holder
-        super().__init__(f"migration {holder!r} holds the target", stage="start", resumable=True)
+    def __init__(self, holder: str, *, since: datetime, until: datetime) -> None:
+        self.holder, self.since, self.until = holder, since, until
+        super().__init__(
+            f"migration {holder!r} holds the target since {since:%Y-%m-%d %H:%M:%S} UTC, and until "
+            f"{until:%H:%M:%S} unless it goes on: wait for it, cancel it, or resume it to its end",
+            stage="start",
+            resumable=True,
+        )
+
+
+class TargetLockedError(TargetError):
+    """Somebody else's transaction held what was to be written, for all the time that a statement waits.
+    The transaction was undone, what was committed before stands; the same call may succeed later."""
+
+    retryable = True
+
+    def __init__(self, held_by: str, *, waited_s: float) -> None:
+        self.held_by = held_by
+        super().__init__(
+            f"gave up after {waited_s:.0f} s: {held_by}; let it finish, or end it, and resume",
+            resumable=True,
+        )
 
 
 class SchemaIncompatibleError(MigrationError):

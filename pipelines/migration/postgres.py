@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,10 @@ import psycopg2.sql as pgsql
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from pipelines.migration.errors import RecordRefusedError, TargetError
+from pipelines.migration.errors import RecordRefusedError, TargetError, TargetLockedError
 from pipelines.migration.keys import key_text
 from pipelines.migration.postgres_values import Outflow, array_texts, copy_text, select_out, typed_frame
+from pipelines.migration.postgres_waits import LOCK_WAIT_S, OURS, Wait
 from pipelines.migration.relational import RelationalTransaction, reflect_references
 from pipelines.migration.schema import Column, Table, reflect_tables
 from pipelines.migration.target import Reference
@@ -50,9 +51,13 @@ _REFUSALS = {
 class PostgresTarget:
     """A PostgreSQL database, its default schema."""
 
-    def __init__(self, url: sa.URL) -> None:
-        self._url = url
-        arguments = {"options": SESSION, "connect_timeout": 10, "application_name": "esm-migration"}
+    def __init__(
+        self, url: sa.URL, *, migration_id: str = "", on_wait: Callable[[str], None] | None = None
+    ) -> None:
+        self._url, self._on_wait = url, on_wait
+        options = f"{SESSION} -c lock_timeout={LOCK_WAIT_S}s"
+        name = f"{OURS} {migration_id}".strip()
+        arguments = {"options": options, "connect_timeout": 10, "application_name": name}
         self._engine = sa.create_engine(url, connect_args=arguments, pool_size=1)
 
     def describe(self) -> dict[str, str]:
@@ -68,17 +73,20 @@ class PostgresTarget:
 
     @contextmanager
     def transaction(self) -> Iterator[PostgresTransaction]:
+        wait = Wait(self._url, self._on_wait)
         try:
-            with self._engine.begin() as connection:
+            with self._engine.begin() as connection, wait.watched(connection):
                 transaction = PostgresTransaction(connection)
                 try:
                     yield transaction
                 finally:
                     transaction.end_scan()
         except sa.exc.DBAPIError as error:
-            raise _translated(error.orig, self._url.database) from None
+            raise _named(_translated(error.orig, self._url.database), wait) from None
         except psycopg2.Error as error:
-            raise _translated(error, self._url.database) from None
+            raise _named(_translated(error, self._url.database), wait) from None
+        except TargetLockedError as error:  # of a savepoint
+            raise _named(error, wait) from None
 
     def close(self) -> None:
         self._engine.dispose()
@@ -275,6 +283,13 @@ def _stored(table: Table) -> list[str]:
     return [name for name, column in table.columns.items() if not column.is_computed]
 
 
+def _named(error: TargetError, wait: Wait) -> TargetError:
+    """The error, which says who held a lock if that is known."""
+    if isinstance(error, TargetLockedError) and wait.held_by:
+        return TargetLockedError(wait.held_by, waited_s=LOCK_WAIT_S)
+    return error
+
+
 def _translated(error: BaseException | None, database: str | None) -> TargetError:
     """By SQLSTATE and names only: the server's text may quote the values of a row."""
     state = getattr(error, "pgcode", None)
@@ -287,6 +302,8 @@ def _translated(error: BaseException | None, database: str | None) -> TargetErro
         rule, reason = refusal
         what = f" ({names['constraint']})" if names["constraint"] else ""
         return RecordRefusedError(rule, names["column"] or "", reason + what)
+    if state == "55P03":
+        return TargetLockedError("a lock of somebody else", waited_s=LOCK_WAIT_S)
     where = ", ".join(f"{name} {value!r}" for name, value in names.items() if value)
     gone = state.startswith(("08", "57", "40", "53"))
     return TargetError(

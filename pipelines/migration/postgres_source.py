@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from pipelines.migration.errors import SourceError
 from pipelines.migration.postgres import SESSION
 from pipelines.migration.postgres_values import select_out, typed_frame
+from pipelines.migration.postgres_waits import LOCK_WAIT_S, OURS, Wait
 from pipelines.migration.schema import Column, Table, reflect_tables
 from pipelines.migration.source import KeysetSnapshot
 
@@ -22,8 +23,8 @@ class PostgresSource:
 
     def __init__(self, url: sa.URL) -> None:
         self._url = url
-        options = f"{SESSION} -c default_transaction_read_only=on"
-        arguments = {"options": options, "connect_timeout": 10, "application_name": "esm-migration"}
+        options = f"{SESSION} -c default_transaction_read_only=on -c lock_timeout={LOCK_WAIT_S}s"
+        arguments = {"options": options, "connect_timeout": 10, "application_name": OURS}
         self._engine = sa.create_engine(
             url, connect_args=arguments, poolclass=sa.NullPool, isolation_level="REPEATABLE READ"
         )
@@ -43,12 +44,15 @@ class PostgresSource:
 
     @contextmanager
     def _connection(self) -> Iterator[sa.Connection]:
+        wait = Wait(self._url, None)
         try:
-            with self._engine.connect() as connection:
+            with self._engine.connect() as connection, wait.watched(connection):
                 yield connection
         except (sa.exc.DBAPIError, psycopg2.Error) as error:
             state = getattr(getattr(error, "orig", error), "pgcode", None)
             why = f"SQLSTATE {state}" if state else "no connection"
+            if state == "55P03":
+                why = wait.held_by or why
             reason = f"the source database {self._url.database!r} cannot be read ({why})"
             raise SourceError(reason, resumable=True) from None
 

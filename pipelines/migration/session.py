@@ -266,7 +266,9 @@ class Session:
     def _open_target(self) -> Target:
         """The target: after a `close` it connects anew, and it keeps its compiled statements."""
         if self._kept_target is None:
-            self._kept_target = open_target(self.target_url)
+            self._kept_target = open_target(
+                self.target_url, migration_id=self.migration_id, on_wait=self.reporter.wait
+            )
         return self._kept_target
 
     def _find(self, target: Target) -> RunRow | None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,29 @@ from urllib.parse import quote
 import polars as pl
 import sqlalchemy as sa
 
-from pipelines.migration.errors import RecordRefusedError, TargetError
+from pipelines.migration.errors import RecordRefusedError, TargetError, TargetLockedError
 from pipelines.migration.keys import key_text
 from pipelines.migration.relational import RelationalTransaction, reflect_references
 from pipelines.migration.schema import Column, Table, reflect_tables
 from pipelines.migration.sqlite_values import frame_of, stored_rows, text_or_bytes
+from pipelines.migration.sqlite_waits import BUSY_S, holder_of
 from pipelines.migration.target import Reference
-
-_BUSY_S = 30
-"""How long a statement waits for another writer, in seconds."""
 
 
 class SqliteTarget:
     """A SQLite file that is there already. Transactions of one thread nest: the outer one is joined."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, on_wait: Callable[[str], None] | None = None) -> None:
         if not path.is_file():
             raise TargetError(f"the target file {path.name!r} does not exist", stage="start")
-        self._path = path
+        self._path, self._on_wait = path, on_wait
         self._engine = sa.create_engine("sqlite://", creator=self._connect, poolclass=sa.NullPool)
         self._open = threading.local()
 
     def _connect(self) -> sqlite3.Connection:
         uri = f"file:{quote(str(self._path.resolve()))}?mode=rw"
         connection = sqlite3.connect(
-            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_S
+            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_S
         )
         connection.execute("PRAGMA foreign_keys = ON")
         connection.text_factory = text_or_bytes
@@ -64,7 +62,7 @@ class SqliteTarget:
             return
         try:
             with self._engine.connect() as connection:
-                self._open.transaction = SqliteTransaction(connection)
+                self._open.transaction = SqliteTransaction(connection, self)
                 connection.exec_driver_sql("BEGIN")
                 try:
                     yield self._open.transaction
@@ -74,31 +72,53 @@ class SqliteTarget:
                         connection.exec_driver_sql("ROLLBACK")
                     raise
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
-            raise self._translated(getattr(error, "orig", None) or error) from None
+            raise self.translated(getattr(error, "orig", None) or error) from None
         finally:
             self._open.transaction = None
 
     def close(self) -> None:
         self._engine.dispose()
 
-    def _translated(self, error: BaseException) -> TargetError:
+    def begin(self, connection: sa.Connection) -> None:
+        """Begin a transaction as the one writer. Whoever writes now is waited for, and told of.
+
+        Raises TargetLockedError.
+        """
+        connection.exec_driver_sql("PRAGMA busy_timeout = 1000")
+        for _ in range(BUSY_S):
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                break
+            except sa.exc.OperationalError as error:
+                if not _is_busy(error.orig):
+                    raise
+            if self._on_wait is not None:
+                self._on_wait(holder_of(self._path))
+        else:
+            raise TargetLockedError(holder_of(self._path), waited_s=BUSY_S)
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_S * 1000}")
+
+    def translated(self, error: BaseException) -> TargetError:
         """By SQLite's own name of the error: its text may quote names only, but no value either way."""
         refusal = refusal_of(error)
         if refusal is not None:
             return refusal
+        if _is_busy(error):
+            return TargetLockedError(holder_of(self._path), waited_s=BUSY_S)
         name = getattr(error, "sqlite_errorname", type(error).__name__)
-        busy = name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_FULL"))
-        return TargetError(f"the target {self._path.name!r} refused a statement: {name}", resumable=busy)
+        may_pass = name.startswith(("SQLITE_IOERR", "SQLITE_FULL"))
+        return TargetError(f"the target {self._path.name!r} refused a statement: {name}", resumable=may_pass)
 
 
 class SqliteTransaction(RelationalTransaction):
     """One open transaction."""
 
-    _is_locked = False
+    def __init__(self, connection: sa.Connection, target: SqliteTarget) -> None:
+        super().__init__(connection)
+        self._target, self._is_locked = target, False
 
     def refused(self, error: BaseException) -> TargetError:
-        name = getattr(error, "sqlite_errorname", type(error).__name__)
-        return refusal_of(error) or TargetError(f"the target refused a statement: {name}")
+        return self._target.translated(error)
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -119,7 +139,7 @@ class SqliteTransaction(RelationalTransaction):
     def lock(self) -> None:
         if not self._is_locked:
             self._connection.exec_driver_sql("ROLLBACK")
-            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+            self._target.begin(self._connection)
             self._is_locked = True
 
     def among(self, _: str, column: sa.ColumnElement[Any], values: Sequence[Any]) -> Any:
@@ -208,6 +228,10 @@ _REFUSALS = {
     "SQLITE_TOOBIG": ("max_length", "is too long"),
 }
 """SQLite's name of an error, or its beginning -> the rule that a refused row broke, and the message."""
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
 def refusal_of(error: BaseException) -> RecordRefusedError | None:

@@ -6,7 +6,7 @@ This is the seam that a new kind of database joins: a `Target` that opens transa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,16 +123,19 @@ class Target(Protocol):
         """A transaction: committed on a clean exit, undone on an exception.
 
         One opened inside another of the same thread may be the same one. Raises TargetError, without
-        the values of any row, when the database refuses or is away.
+        the values of any row, when the database refuses or is away; TargetLockedError when others keep it
+        from going on.
         """
 
     def close(self) -> None:
         """Release every connection."""
 
 
-def open_target(url: str) -> Target:
+def open_target(url: str, *, migration_id: str = "", on_wait: Callable[[str], None] | None = None) -> Target:
     """The target of a URL; nothing is connected yet.
 
+    Its connections carry the migration's name where the database shows names. `on_wait` is called once a
+    second, from any thread, while somebody else's lock is waited for: with what it is and who holds it.
     Raises TargetError for a malformed URL, an unknown kind of database, or a file that is not there.
     """
     from pipelines.migration.postgres import PostgresTarget
@@ -144,8 +147,9 @@ def open_target(url: str) -> Target:
         raise TargetError("the target is not a database URL such as postgresql://…", stage="start") from None
     match parsed.get_backend_name():
         case "postgresql":
-            return PostgresTarget(parsed.set(drivername="postgresql+psycopg2"))
+            driven = parsed.set(drivername="postgresql+psycopg2")
+            return PostgresTarget(driven, migration_id=migration_id, on_wait=on_wait)
         case "sqlite":
-            return SqliteTarget(Path(parsed.database or ""))
+            return SqliteTarget(Path(parsed.database or ""), on_wait=on_wait)
         case kind:
             raise TargetError(f"targets of kind {kind!r} are not supported in this version", stage="start")

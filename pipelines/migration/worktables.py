@@ -195,12 +195,12 @@ def refuse_other_holder(connection: sa.Connection, migration_id: str) -> None:
     """Raise TargetBusyError while the lease of another run has not expired."""
     if not sa.inspect(connection).has_table(runs.name):
         return
-    statement = sa.select(runs.c.migration_id).where(
+    statement = sa.select(runs.c.migration_id, runs.c.started_at, runs.c.lease_until).where(
         runs.c.migration_id != migration_id, runs.c.lease_until > datetime.now(UTC)
     )
-    holder = connection.scalar(statement.limit(1))
-    if holder is not None:
-        raise TargetBusyError(holder)
+    held = connection.execute(statement.limit(1)).one_or_none()
+    if held is not None:
+        raise TargetBusyError(held.migration_id, since=held.started_at, until=held.lease_until)
 
 
 def insert_run(connection: sa.Connection, row: RunRow) -> None:

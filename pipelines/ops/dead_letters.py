@@ -22,7 +22,13 @@ async def redrive_dead_letters(
     context: dg.OpExecutionContext, config: RedriveConfig, eventing: EventingResource
 ) -> None:
     """Show the parked aggregates that are selected and, unless it is a dry run, re-drive them."""
-    selection = ParkedSelection(config.group, config.aggregate_id, config.event_type, config.fingerprint)
+    selection = ParkedSelection(
+        config.group,
+        config.aggregate_id,
+        config.event_type,
+        config.fingerprint,
+        aggregates=tuple(config.aggregates),
+    )
     queue = DeadLetterQueue(eventing.store, eventing.settings.bus_config())
     watch = Watch(context)
 

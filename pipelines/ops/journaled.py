@@ -128,7 +128,8 @@ class JournaledMigration:
     def _on_progress(self, progress: Progress) -> None:
         if self._watch.stopping():
             self.engine.stop()
-        self._watch.say(f"{progress.stage} {progress.entity}: {progress.done} of {progress.total}")
+        said = f"{progress.stage} {progress.entity}: {progress.done} of {progress.total}"
+        self._watch.say(f"{progress.stage} waits: {progress.waits}" if progress.waits else said)
         self.journaling.progress(progress)
 
 

@@ -42,10 +42,12 @@ async def caller(client: httpx2.AsyncClient, store: EventStore, *scopes: Scope) 
 
 
 @asynccontextmanager
-async def both(settings: Settings, launcher: InlineLauncher) -> AsyncIterator[dict[str, httpx2.AsyncClient]]:
-    """A client of each service, open together."""
+async def both(
+    settings: Settings, launcher: InlineLauncher, of_events: InlineLauncher | None = None
+) -> AsyncIterator[dict[str, httpx2.AsyncClient]]:
+    """A client of each service, open together; `of_events` starts the Event Service's jobs."""
     async with (
-        serving(event_service.create_app(settings)) as events,
+        serving(event_service.create_app(settings, of_events)) as events,
         serving(replay_service.create_app(settings, launcher)) as replays,
     ):
         yield {"event-service": events, "replay-service": replays}

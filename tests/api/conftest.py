@@ -20,7 +20,14 @@ from fastapi import FastAPI
 
 from api import event_service, replay_service
 from api.jobs import RESULTS
-from eventsourcing import EventSourcingError, EventStore, NotFoundError, Settings
+from eventsourcing import (
+    DeadLetterQueue,
+    EventSourcingError,
+    EventStore,
+    NotFoundError,
+    ParkedSelection,
+    Settings,
+)
 from eventsourcing.process_checks import check_process
 from eventsourcing.process_models import process_model
 from eventsourcing.readmodels import read_model
@@ -29,6 +36,7 @@ from eventsourcing.replay import EventReplay, require_events
 from eventsourcing.replay_runs import run_replay
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
+from eventsourcing.worker import group_handlers
 
 
 class InlineLauncher:
@@ -71,6 +79,11 @@ class InlineLauncher:
             return
         if op == "rebuild_read_model":
             await rebuild(self.store.storage, read_model(config["name"]), fresh=config["fresh"])
+            return
+        if op == "redrive_dead_letters":
+            selection = ParkedSelection(config["group"], aggregates=tuple(config["aggregates"]))
+            queue, handlers = DeadLetterQueue(self.store), group_handlers(config["group"])
+            await queue.redrive(selection, handlers, by=config["by"], why=config["why"], cap=config["cap"])
             return
         replay = EventReplay(self.store)
         value: dict[str, Any]

@@ -23,8 +23,12 @@ EVERY = 500
 CONFIGURED = {"mapping": "panel", "source": "panel.db", "target": "successor"}
 NAMES = {"name": "user-migrations"}
 SUBJECT = {"aggregate_id": "known"}
+GROUP = {"consumer_group": "audit"}
 KNOWN: dict[str, dict[str, str]] = {
     "/migrations": CONFIGURED,
+    "/dead-letters": GROUP,
+    "/dead-letters/redrive": GROUP,
+    "/dead-letters/discard": GROUP,
     "/read-models/{name}/rebuild": NAMES,
     "/read-models/{name}/switch": NAMES,
     "/read-models/{name}/differences": NAMES,
@@ -55,7 +59,7 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
         case.query["min_position"] = 1
     is_valid = case.meta is not None and case.meta.generation.mode.is_positive
     if is_valid and next(_turn) % 2:
-        for values in (case.body, case.path_parameters):
+        for values in (case.body, case.path_parameters, case.query):
             if isinstance(values, dict):
                 known = KNOWN.get(case.operation.path, {})
                 values.update({field: value for field, value in known.items() if field in values})

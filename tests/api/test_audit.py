@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import httpx2
@@ -14,8 +14,7 @@ from fastapi import Request
 from api.access import CALLER, Caller, Scope
 from api.audit_log import MAX_HELD, AuditLog
 from eventsourcing import EventStore, Settings, UnavailableError
-from eventsourcing.audit import AUDIT, add_accesses, audit_entries, purge_audit
-from eventsourcing.events import new_event_id
+from eventsourcing.audit import audit_entries
 from eventsourcing.storage.memory import InMemoryStorage
 from tests.api.callers import bearer, both, guarded, key_for
 from tests.api.conftest import InlineLauncher, a_body, assert_problem
@@ -116,22 +115,6 @@ async def test_what_is_held_is_bounded_and_survives_an_outage() -> None:
 
 def _away() -> Any:
     raise UnavailableError("the store is away")
-
-
-async def test_entries_go_when_they_are_past_their_time_and_no_others() -> None:
-    storage = InMemoryStorage()
-    now = datetime.now(UTC)
-    access = {"at": now, "by": "a", "action": "b", "what": {}, "outcome": "200", "count": 1}
-    async with storage.transaction() as transaction:
-        await add_accesses(transaction, [access] * 3)
-        for days in range(1, 2500):
-            stamp = int((now - timedelta(days=days)).timestamp() * 1000)
-            key = str(new_event_id())
-            old = f"{stamp:012x}"
-            await transaction.put(AUDIT, f"{old[:8]}-{old[8:]}{key[13:]}", access)
-    assert await purge_audit(storage, older_than=timedelta(days=90, hours=1)) == 2499 - 90
-    async with storage.transaction() as transaction:
-        assert await transaction.count(AUDIT) == 93
 
 
 async def test_the_audit_pages_and_keeps_to_its_window(services: Services, stored: EventStore) -> None:

@@ -146,7 +146,8 @@ async def test_documented_errors_are_problems_and_operations_keep_their_names(
         "events": {
             "publish_event", "publish_batch", "publish_lines", "query_events", "event_stats", "get_event",
             "audit_log", "list_read_models", "get_read_model", "list_differences", "rebuild_read_model",
-            "switch_read_model",
+            "switch_read_model", "list_dead_letters", "redrive_dead_letters", "discard_dead_letters",
+            "list_consumers",
             "all_migration_stats", "migration_stats", "user_migrations", "admin_migrations",
             "create_migration", "list_migrations", "get_migration", "resume_migration", "cancel_migration",
             "verify_migration", "rollback_migration", "list_quarantine", "retry_quarantine", "get_report",

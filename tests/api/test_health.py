@@ -84,7 +84,7 @@ async def test_kafka_that_is_away_leaves_a_service_ready_and_degraded(store_url:
 async def test_a_stalled_worker_shows_by_the_age_of_what_it_left(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.health.STALLED_S", 0.1)
+    monkeypatch.setattr("eventsourcing.lag.STALLED_S", 0.1)
     async with serving(event_service.create_app(Settings(database_url=store_url))) as client:
         system = client._transport.app.state.system  # type: ignore[attr-defined]  # what it opened
         store: EventStore = system.store

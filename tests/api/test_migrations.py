@@ -160,7 +160,10 @@ async def test_one_migration_holds_a_target_and_states_forbid_what_they_must(
     job, config = recorder.submitted[-1]
     assert (job, config["source"], config["target"]) == ("migrate", "panel", "target")
     second = await client.post("/migrations", json={**body, "migration_id": "held-2"})
-    assert assert_problem(second, 409, "conflict")["migration_id"] == "held-1"
+    held = assert_problem(second, 409, "conflict")
+    assert (held["migration_id"], held["holder_status"]) == ("held-1", "queued")
+    assert held["detail"].startswith("Migration held-1 holds the target: it is queued since 20")
+    assert held["detail"].endswith("or cancel it: POST /migrations/held-1/cancel.")
     assert_problem(await client.get("/migrations/held-2"), 404)
     assert_problem(await client.post("/migrations", json=body), 409, "conflict")
     planned = await client.post("/migrations", json={**body, "migration_id": "plan-1", "dry_run": True})

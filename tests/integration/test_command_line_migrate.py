@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -160,6 +163,42 @@ def test_a_run_is_cancelled_from_another_terminal(terminal: Terminal) -> None:
     assert "is cancelled" in cancelled.stdout
     assert out.strip().splitlines()[-1] == "esm: migration 'm-1' was stopped; it can be resumed"
     assert terminal.run(*terminal.over("run", "--id", "m-1")).returncode == 0
+
+
+def test_who_holds_the_target_is_named_with_its_process(terminal: Terminal) -> None:
+    with waiting_run(terminal) as (process, _):
+        line = refused(terminal.run(*terminal.over("run", "--id", "m-2")))
+        assert re.fullmatch(
+            r"esm: migration 'm-1' holds the target: running since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC "
+            rf"in process {process.pid} on {re.escape(socket.gethostname())}; wait for it, or cancel it",
+            line,
+        )
+        line = refused(terminal.run(*terminal.over("run", "--id", "m-1")))
+        assert "migration 'm-1' is running since" in line
+        assert f"in process {process.pid} on" in line
+    process.communicate(timeout=60)
+
+
+def test_what_a_run_waits_for_is_told(terminal: Terminal) -> None:
+    with waiting_run(terminal) as (process, waits):
+        assert waits.startswith("load waits: the table 'users' is held by a client without a name (backend ")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+
+
+@contextmanager
+def waiting_run(terminal: Terminal) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A run of m-1 that waits for a table until the block ends, and the line in which it says so."""
+    engine = create_engine(terminal.target.replace("+asyncpg", "+psycopg2"), poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text("LOCK TABLE users IN SHARE MODE"))
+        process = started(terminal, *terminal.over("run", "--id", "m-1"))
+        assert process.stdout is not None
+        try:
+            yield process, next(line for line in process.stdout if " waits: " in line)
+        except BaseException:
+            process.kill()
+            raise
 
 
 def test_a_killed_run_is_taken_up_at_once(terminal: Terminal) -> None:

@@ -1,0 +1,186 @@
+"""The operators' calls on dead letters: look, give them to their handlers again, or discard them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from api.access import Caller, CurrentCaller, Scope, needs
+from api.dead_letter_schemas import (
+    DeadLetterFilters,
+    DeadLetterOut,
+    DeadLettersOut,
+    DiscardBody,
+    DiscardOut,
+    RedriveBody,
+    RedriveOut,
+    letter_id,
+)
+from api.dependencies import JobsIfNeeded, OpenStore, OpenSystem, json_response, reach
+from api.idempotency import DoneOnce
+from api.jobs import submit
+from api.launcher import Launcher
+from api.paging import cursor_after, key_before, next_link
+from api.problems import invalid_field
+from api.requests import JsonRoute
+from api.schemas import problems
+from eventsourcing.canonical import encode
+from eventsourcing.dead_letter_queue import DeadLetterQueue, Discarded
+from eventsourcing.dead_letters import owner_of, page_of_letters
+from eventsourcing.personal import DEAD_LETTER, MASK, masked_event
+from eventsourcing.redrive import ParkedSelection
+from eventsourcing.worker import group_handlers
+
+CHANGE = problems(400, 406, 409, 413, 415, 422, 503)
+BEHIND_CAP = 100_000
+"""How many events behind discarded ones are re-driven at once at most."""
+
+dead_letters = APIRouter(route_class=JsonRoute, tags=["operations"])
+
+
+@dead_letters.get(
+    "/dead-letters",
+    response_model=DeadLettersOut,
+    responses=problems(406, 422, 503),
+    openapi_extra=needs(Scope.ADMIN),
+)
+async def list_dead_letters(
+    request: Request, store: OpenStore, caller: CurrentCaller, filters: Annotated[DeadLetterFilters, Query()]
+) -> Response:
+    """What consumer groups gave up and what waits behind it, in pages; one of a rare type may be short."""
+    await reach(store, filters.min_position)
+    rows, after = await page_of_letters(
+        store.storage,
+        group=filters.consumer_group,
+        aggregate_id=filters.aggregate_id,
+        event_type=filters.event_type,
+        after=key_before(filters),
+        limit=filters.limit,
+    )
+    cursor = None if after is None else cursor_after(after, filters)
+    content = {"dead_letters": [_shown(key, row, caller) for key, row in rows]}
+    return json_response(encode(content), headers=next_link(request, cursor))
+
+
+@dead_letters.post(
+    "/dead-letters/redrive",
+    status_code=202,
+    response_model=RedriveOut,
+    responses={200: {"model": RedriveOut, "description": "Counted, or nothing to do"}, **CHANGE},
+    openapi_extra=needs(Scope.ADMIN),
+)
+async def redrive_dead_letters(
+    system: OpenSystem, jobs: JobsIfNeeded, caller: CurrentCaller, body: RedriveBody, once: DoneOnce
+) -> Response:
+    """Give parked aggregates to their handlers again, as a job: each with its whole queue, in order."""
+    selection = body.selection()
+
+    async def start(_token: object) -> Response:
+        queue = DeadLetterQueue(system.store)
+        parked = await queue.preview(selection)
+        counts = {"aggregates": len(parked), "letters": sum(row["letters"] for row in parked)}
+        if body.dry_run or not parked:
+            status = "counted" if body.dry_run else "nothing to do"
+            return _told(selection, status, counts, f"{len(parked)} aggregates are parked that fit")
+        _require_handlers(selection)
+        await queue.require_free(selection.group)
+        run_id = await _redrive(await jobs(), selection, caller, why=body.reason, cap=body.cap)
+        message = f"Re-drive of {len(parked)} aggregates started"
+        return _told(selection, "started", counts, message, run_id=run_id, code=202)
+
+    return await once(start)
+
+
+@dead_letters.post(
+    "/dead-letters/discard", response_model=DiscardOut, responses=CHANGE, openapi_extra=needs(Scope.ADMIN)
+)
+async def discard_dead_letters(
+    system: OpenSystem, jobs: JobsIfNeeded, caller: CurrentCaller, body: DiscardBody, once: DoneOnce
+) -> Response:
+    """Give up the failed events in front of parked aggregates; the reason stands in the audit. What waits
+    behind them is re-driven as a job."""
+    selection, keys = body.selection(), body.keys()
+
+    async def work(_token: object) -> Response:
+        queue = DeadLetterQueue(system.store)
+        would = await queue.would_discard(
+            selection, letters=keys, whole_queue=body.whole_queue, limit=body.limit
+        )
+        if body.dry_run:
+            return _told(selection, "counted", _counts(would), f"{would.letters} dead letters fit")
+        if would.behind:  # nothing is discarded whose queue could not go on
+            _require_handlers(selection)
+            await jobs()
+        done = await queue.discard_selected(
+            selection,
+            by=caller.name,
+            why=body.reason,
+            letters=keys,
+            whole_queue=body.whole_queue,
+            limit=body.limit,
+        )
+        run_id = None
+        if done.behind:
+            behind = ParkedSelection(selection.group, aggregates=done.behind)
+            run_id = await _redrive(await jobs(), behind, caller, why=body.reason, cap=BEHIND_CAP)
+        message = f"{done.letters} dead letters discarded"
+        return _told(selection, "discarded", _counts(done), message, run_id=run_id)
+
+    return await once(work)
+
+
+async def _redrive(jobs: Launcher, selection: ParkedSelection, caller: Caller, *, why: str, cap: int) -> str:
+    """Start the job; its run's id. Raises a 503 problem when it does not start."""
+    given = {
+        "group": selection.group,
+        "aggregate_id": selection.aggregate_id,
+        "aggregates": list(selection.aggregates),
+        "event_type": selection.event_type,
+        "fingerprint": selection.fingerprint,
+        "cap": cap,
+        "dry_run": False,
+        "by": caller.name,
+        "why": why,
+    }
+    config = {name: value for name, value in given.items() if value is not None}
+    run_config = {"ops": {"redrive_dead_letters": {"config": config}}}
+    return await submit(jobs, "redrive", run_config, {"consumer_group": selection.group, "source": "rest"})
+
+
+def _require_handlers(selection: ParkedSelection) -> None:
+    if not group_handlers(selection.group):
+        raise invalid_field("consumer_group", "names a group of which no handler is known here")
+
+
+def _told(
+    selection: ParkedSelection,
+    status: str,
+    counts: dict[str, int],
+    message: str,
+    *,
+    run_id: str | None = None,
+    code: int = 200,
+) -> Response:
+    content: dict[str, Any] = {"consumer_group": selection.group, "status": status, **counts}
+    content |= {"message": message, "dagster_run_id": run_id}
+    place = f"/dead-letters?consumer_group={quote(selection.group, safe='')}"
+    headers = {"Location": place, "Retry-After": "1"} if code == 202 else None
+    return json_response(orjson.dumps(content), code, headers)
+
+
+def _counts(result: Discarded) -> dict[str, int]:
+    return {"letters": result.letters, "released": result.released, "behind": len(result.behind)}
+
+
+def _shown(key: str, row: dict[str, Any], caller: Caller) -> dict[str, Any]:
+    """A letter as its caller may see it."""
+    facts = {name: row.get(name) for name in DeadLetterOut.model_fields}
+    facts |= {"id": letter_id(key), "consumer_group": owner_of(key)[0]}
+    if caller.sees_personal_data:
+        return facts
+    hidden = {name: MASK for name in DEAD_LETTER if facts[name] is not None}
+    return {**facts, **hidden, "event": masked_event(row["event"])}
