@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from pipelines.migration.keys import key_frame, key_text, key_value
-from pipelines.migration.plan import Check, EntityPlan, Plan
+from pipelines.migration.plan import Check, EntityPlan, FieldPlan, Plan
 
 Parents = dict[str, pl.DataFrame]
 """By entity: `_key` of every record that was judged or loaded before, and `_record`, null when it was not
@@ -35,12 +35,16 @@ def with_references(plan: Plan, entity: EntityPlan, parents: Parents, frame: pl.
     return frame
 
 
+def refers(spec: FieldPlan) -> pl.Expr:
+    """Whether a record refers to any other by this field."""
+    return pl.all_horizontal(pl.col(f"s:{source}").is_not_null() for source in spec.sources)
+
+
 def reference_checks(entity: EntityPlan) -> Iterator[Check]:
     """What can be wrong with references: the parent was quarantined, or never was."""
     for name, spec in entity.fields.items():
         if spec.ref is not None and spec.on_missing == "quarantine":
-            given = pl.all_horizontal(pl.col(f"s:{source}").is_not_null() for source in spec.sources)
-            missing = given & pl.col(f"t:{name}").is_null()
+            missing = refers(spec) & pl.col(f"t:{name}").is_null()
             known = pl.col(f"_there:{name}").fill_null(value=False)
             message = f"refers to a record of {spec.ref} that is not there"
             yield Check("reference", name, message, missing & ~known)
