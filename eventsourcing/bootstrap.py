@@ -35,16 +35,20 @@ def collect_rarely() -> None:
 
 
 def return_buffers() -> None:
-    """Let memory of a megabyte or more go back to the system when it is freed, in a process of ours.
+    """Let what one thread frees be used by the next, and go back to the system when it is much.
 
-    glibc raises that limit to that of the largest buffer that was ever freed, and keeps below it what each
-    thread leaves behind: frames that come and go in threads doubled the memory of a migration.
+    glibc gives each thread a heap of its own, which keeps what the thread leaves behind: frames that come
+    and go in threads doubled the memory of a migration. Given back at once, as blocks of a megabyte or more
+    can be, each page is cleared anew for the next frame: a tenth of the time of a migration.
     """
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        library = ctypes.CDLL(None)
+        for option, value in _MALLOC.items():
+            library.mallopt(option, value)
 
 
-_M_MMAP_THRESHOLD = -3  # malloc.h
+_MALLOC = {-8: 1, -3: 32 << 20, -1: 64 << 20}
+"""M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h."""
 
 
 @asynccontextmanager

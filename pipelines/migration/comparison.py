@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 
 import polars as pl
 
@@ -79,7 +79,7 @@ def _sums_told(telling: Telling, readings: list[_Reading]) -> list[Sums]:
     for payloads in telling.standing():
         for one, reading in zip(sums, readings, strict=True):
             child = reading.item.child
-            one.add(telling.texts(payloads) if reading.as_text else telling.values(child, payloads))
+            one.add((telling.texts if reading.as_text else telling.values)(child, payloads))
     return sums
 
 
@@ -92,7 +92,7 @@ class _Reading:
     item: Writes
     telling: Telling | None
 
-    @property
+    @cached_property
     def as_text(self) -> bool:
         return self.telling is not None and self.telling.has_same_text(self.item.child)
 
@@ -103,12 +103,8 @@ class _Reading:
         for page in self._pages():
             found.add(self._hashed(page))
             if self.telling is not None:
-                told = (
-                    self.telling.texts_of
-                    if self.as_text
-                    else partial(self.telling.values_of, self.item.child)
-                )
-                seen.add(told(page))
+                told = self.telling.texts_of if self.as_text else self.telling.values_of
+                seen.add(told(self.item.child, page))
             done += page.height
             self.run.progress("verify", self.item.table.name, done, max(total, done))
         return meant, found, seen

@@ -17,7 +17,7 @@ import polars.selectors as cs
 from eventsourcing.canonical import encode, utc
 from eventsourcing.columnar import RowIds
 from pipelines.migration.context import RunContext
-from pipelines.migration.plan import EntityPlan
+from pipelines.migration.plan import ChildPlan, EntityPlan
 from pipelines.migration.records import rolled_back_class, stream_of
 
 _MAX_KEY = 200
@@ -141,6 +141,11 @@ def told_record(run: RunContext, entity: EntityPlan, keys: pl.Series, rows: pl.D
     return _struct(run, rows.with_columns(keys.alias(entity.target_key)), secret)
 
 
+def told_children(run: RunContext, child: ChildPlan, rows: pl.DataFrame) -> pl.Series:
+    """What an event says of a record's children: of rows that have the columns made, in their order."""
+    return _struct(run, rows, child.secret)
+
+
 def _named(frame: pl.DataFrame, prefix: str) -> pl.DataFrame:
     """The columns of a prefix under their own names."""
     return frame.select(pl.col(name).alias(name[2:]) for name in frame.columns if name.startswith(prefix))
@@ -157,7 +162,7 @@ def _with_children(
 ) -> pl.DataFrame:
     """The records with a list of their children under `target_data`."""
     rows = frame.select(
-        "_record", _struct(run, _named(frame, "t:"), entity.children[name].secret).alias("_child")
+        "_record", told_children(run, entity.children[name], _named(frame, "t:")).alias("_child")
     )
     grouped = rows.group_by("_record", maintain_order=True).agg(pl.col("_child"))
     joined = made.join(grouped, on="_record", how="left", maintain_order="left")

@@ -22,7 +22,7 @@ import polars as pl
 from eventsourcing.query import EventQuery
 from pipelines.migration.announce import EventLog
 from pipelines.migration.context import RunContext
-from pipelines.migration.eventframes import streams_of, told_record
+from pipelines.migration.eventframes import streams_of, told_children, told_record
 from pipelines.migration.plan import ChildPlan, EntityPlan
 from pipelines.migration.records import rolled_back_class
 from pipelines.migration.rowhash import row_hashes
@@ -103,25 +103,44 @@ class Telling:
         return EventQuery(event_types=(event_type,), correlation_id=self.run.row.correlation_id)
 
     def has_same_text(self, child: ChildPlan | None) -> bool:
-        """Whether the rows of a table can be compared as texts: those of a record, without its children."""
-        names, table = self.entity.loaded_columns, self.entity.target
-        kinds = {table.columns[name].kind for name in names}
-        return child is None and kinds <= _SAME_TEXT and not _MARKS & {*names, *self.entity.columns}
+        """Whether the rows of a table, the record's own or its children, can be compared as texts."""
+        kinds = {column.kind for column in told_columns(self.run, self.entity, child)}
+        return kinds <= _SAME_TEXT and not _MARKS & {*self.entity.loaded_columns, *self.entity.columns}
 
-    def texts(self, payloads: pl.Series) -> pl.DataFrame:
-        """`key` and `hash`, the very text, of each record as its event tells it."""
+    def texts(self, child: ChildPlan | None, payloads: pl.Series) -> pl.DataFrame:
+        """`key` and `hash`, the very text, of a table's rows as events tell them, each under its record's
+        key."""
         told = _before(_after(pl.col("data"), _DATA), "}" + _END)
         texts = payloads.alias("data").to_frame().select(told.alias("hash"))
-        for name in [*self.entity.children][:1]:
-            texts = texts.select(_before(pl.col("hash"), f',"{name}":['))
-        return texts.select(self._keys(texts).alias("key"), "hash")
+        names = [*self.entity.children]
+        own = texts.select(_before(pl.col("hash"), _list_of(names[0]))) if names else texts
+        keys = self._keys(own)
+        if child is None:
+            return pl.DataFrame([keys.alias("key"), own["hash"]])
+        rows = _after(pl.col("hash"), _list_of(child.name))
+        for following in names[names.index(child.name) + 1 :][:1]:
+            rows = _before(rows, "]" + _list_of(following))
+        first = self._columns_of(child)[0]
+        each = rows.str.strip_suffix("]").str.strip_prefix(f'{{"{first}":').str.split(f'}},{{"{first}":')
+        families = texts.select(keys.alias("key"), each.alias("hash")).explode("hash")
+        return families.filter(pl.col("hash") != "").with_columns(pl.col("hash").str.strip_suffix("}"))
 
-    def texts_of(self, page: pl.DataFrame) -> pl.DataFrame:
+    def texts_of(self, child: ChildPlan | None, page: pl.DataFrame) -> pl.DataFrame:
         """The same of rows of the target."""
         entity = self.entity
+        if child is not None:
+            names = self._columns_of(child)
+            rows = told_children(self.run, child, page.select(names)).struct.json_encode()
+            text = rows.str.strip_prefix(f'{{"{names[0]}":').str.strip_suffix("}")
+            return pl.DataFrame([page[child.parent].cast(pl.String).alias("key"), text.alias("hash")])
         keys = page[entity.target_key]
         record = told_record(self.run, entity, keys, page.select(*entity.fields)).struct.json_encode()
         return pl.DataFrame([keys.cast(pl.String).alias("key"), record.str.strip_suffix("}").alias("hash")])
+
+    def _columns_of(self, child: ChildPlan) -> list[str]:
+        """In the order in which events tell them."""
+        key = self.entity.target.columns[self.entity.target_key]
+        return child.made_columns(self.entity.source, key, self.run.plan.settings)
 
     def _keys(self, texts: pl.DataFrame) -> pl.Series:
         entity = self.entity
@@ -154,6 +173,11 @@ _MARKS = {"target_data", "migrated_at"}
 """Names of columns that could be taken for them."""
 
 _NUMBER, _TEXT = r"^(-?\d+)", r'^"((?:[^"\\]|\\.)*)"'
+
+
+def _list_of(child: str) -> str:
+    """Where the list of a record's children begins; inside a text its quotes would be escaped."""
+    return f',"{child}":['
 
 
 def _after(text: pl.Expr, mark: str) -> pl.Expr:

@@ -11,7 +11,7 @@ import pytest
 
 from eventsourcing import EventQuery, EventStore, EventStoreConfig
 from eventsourcing.storage.upgrades import upgrade
-from pipelines.migration import buckets, parse_mapping
+from pipelines.migration import buckets, parse_mapping, told
 from pipelines.migration.legacy_panel import mapping_path
 from tests.integration.migration.lab import Lab
 
@@ -104,6 +104,24 @@ async def test_texts_of_events_that_are_the_same_settle_it_and_others_prove_noth
         lab.execute(f"UPDATE users SET note = coalesce(note, '') || 'x' WHERE id = {key}")
         (found,) = (await lab.migration(store).verify()).facts["differences"]
     assert (found["key"], found["columns"], found["found_by"]) == (str(key), ["note"], ["events", "rows"])
+
+
+async def test_what_is_sound_is_compared_without_reading_any_payload(
+    lab: Lab, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records and their children alike; the first child that was changed makes the payloads be read."""
+    url, read = new_database(), []
+    await upgrade(url)
+    decode = told._target_data
+    monkeypatch.setattr(told, "_target_data", lambda payload: read.append(payload) or decode(payload))
+    async with EventStore(EventStoreConfig(database_url=url)) as store:
+        await lab.migration(store).run()
+        assert (await lab.migration(store).verify()).facts["ok"]
+        assert read == []
+        lab.execute("UPDATE proxies SET type = 'Trojan' WHERE id = (SELECT min(id) FROM proxies)")
+        (found,) = (await lab.migration(store).verify()).facts["differences"]
+    assert (found["table"], found["columns"], found["found_by"]) == ("proxies", ["type"], ["events", "rows"])
+    assert read != []
 
 
 class SpacedOut:
