@@ -110,10 +110,15 @@ async def test_what_is_sound_is_compared_without_reading_any_payload(
     lab: Lab, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records and their children alike; the first child that was changed makes the payloads be read."""
-    url, read = new_database(), []
+    url, decode = new_database(), told._target_data
+    read: list[str] = []
     await upgrade(url)
-    decode = told._target_data
-    monkeypatch.setattr(told, "_target_data", lambda payload: read.append(payload) or decode(payload))
+
+    def noted(payload: str) -> told.Row:
+        read.append(payload)
+        return decode(payload)
+
+    monkeypatch.setattr(told, "_target_data", noted)
     async with EventStore(EventStoreConfig(database_url=url)) as store:
         await lab.migration(store).run()
         assert (await lab.migration(store).verify()).facts["ok"]
