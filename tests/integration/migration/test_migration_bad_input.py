@@ -124,8 +124,8 @@ async def test_a_target_that_changed_since_the_run_began_is_named_before_anythin
         with pytest.raises(TargetError) as caught:
             await lab.migration(store).run()
         assert str(caught.value) == (
-            "the target changed since the run began: the table subscription_redirects is gone, users.expire is "
-            "text and was integer, users.note is gone; put it back, and resume"
+            "the target changed since the run began: the table subscription_redirects is gone, users.expire "
+            "is text and was integer, users.note is gone; put it back, and resume"
         )
         assert [event.event_type for event in await store.get_events("migration-1")][-1] == "migration.failed"
     assert lab.rows("admins") == 0
