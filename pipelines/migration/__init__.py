@@ -17,6 +17,7 @@ from pipelines.migration.errors import (
     TargetLockedError,
     TargetNotEmptyError,
     ThresholdExceededError,
+    UnknownRunError,
     VerificationError,
 )
 from pipelines.migration.manifest import StageOutcome
@@ -51,6 +52,7 @@ __all__ = [
     "TargetLockedError",
     "TargetNotEmptyError",
     "ThresholdExceededError",
+    "UnknownRunError",
     "VerificationError",
     "load_mapping",
     "mapping_schema",

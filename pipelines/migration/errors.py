@@ -9,6 +9,7 @@ MigrationError                  a run stopped (stage, resumable)
 │   ├── TargetBusyError         another unfinished run holds the target (holder, since, until)
 │   └── TargetLockedError       somebody else's transaction holds what was to be written (held_by); retryable
 ├── SchemaIncompatibleError     source and target do not fit (blockers)
+├── UnknownRunError             the target holds no run of this id
 ├── StagedDataError             a staged file is missing or not what was written
 ├── ThresholdExceededError      more records were quarantined than the mapping allows (entity, ratio)
 ├── RunStoppedError             somebody asked the run to stop; it goes on when resumed
@@ -140,6 +141,13 @@ class SchemaIncompatibleError(MigrationError):
     def __init__(self, blockers: list[str]) -> None:
         self.blockers = blockers
         super().__init__(_listed("the schemas do not fit", blockers), stage="schema")
+
+
+class UnknownRunError(MigrationError):
+    """The target holds no run of this id: it never began, or in another target. Nothing was done."""
+
+    def __init__(self, migration_id: str) -> None:
+        super().__init__(f"the target holds no migration {migration_id!r}", stage="start")
 
 
 class StagedDataError(MigrationError):

@@ -9,7 +9,7 @@ never holds the value.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -208,8 +208,8 @@ class _Judgement:
     def _row_checks(self, frame: pl.DataFrame) -> Iterator[tuple[str, Check]]:
         for name in self.entity.columns:
             column = self.entity.source.columns[name]
-            ill = pl.col("_ill_typed").str.split(",").list.contains(name).fill_null(value=False)
-            yield "extract", Check("type", name, f"is not of the column's type {column.type_name}", ill)
+            message = f"is not of the column's type {column.type_name}"
+            yield "extract", Check("type", name, message, _ill_typed(name))
         for name, dtype in frame.schema.items():
             implied = {pl.String(): "no_nul", pl.Float64(): "finite"}.get(dtype)
             if name.startswith("s:") and implied:
@@ -219,8 +219,21 @@ class _Judgement:
         for number, check in enumerate(failures):
             failed = pl.col("_failed").list.contains(number)
             yield "transform", Check(check.rule, check.column, check.message, failed)
-        yield from (("validate", check) for spec in self.entity.fields.values() for check in spec.checks)
+        yield from (("validate", check) for check in self._field_checks(failures))
         yield from (("validate", check) for child in self.entity.children.values() for check in child.checks)
+
+    def _field_checks(self, failures: list[Check]) -> Iterator[Check]:
+        """A value that could not be read or transformed is null for that reason, and not missing as well."""
+        for name, spec in self.entity.fields.items():
+            lost = [
+                pl.col("_failed").list.contains(number)
+                for number, check in enumerate(failures)
+                if check.column == name
+            ]
+            lost += map(_ill_typed, spec.sources)
+            for check in spec.checks:
+                is_doubled = lost and check.rule == "required"
+                yield replace(check, broken=check.broken & ~pl.any_horizontal(lost)) if is_doubled else check
 
     def _reference_checks(self) -> Iterator[tuple[str, Check]]:
         for name, spec in self.entity.fields.items():
@@ -263,6 +276,10 @@ class _Judgement:
                 kept.with_columns(numbers.alias("_child")),
             )
             next_key[name] += kept.height
+
+
+def _ill_typed(column: str) -> pl.Expr:
+    return pl.col("_ill_typed").str.split(",").list.contains(column).fill_null(value=False)
 
 
 def _without(frame: pl.DataFrame, violations: pl.DataFrame) -> pl.DataFrame:

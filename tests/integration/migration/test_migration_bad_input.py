@@ -79,7 +79,11 @@ async def test_a_target_that_is_not_empty(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("postgresql://ada:hunter2@127.0.0.1:1/none", "the target database 'none' cannot be reached"),
+        (
+            "postgresql://ada:hunter2@127.0.0.1:1/none",
+            "the target database 'none' cannot be reached: no server answers, it does not exist, or it does "
+            "not let this user in",
+        ),
         ("mysql://127.0.0.1/none", "targets of kind 'mysql' are not supported in this version"),
         ("nonsense", "the target is not a database URL such as postgresql://…"),
     ],
@@ -109,6 +113,32 @@ async def test_a_run_goes_on_only_under_the_mapping_it_began_with(lab: Lab) -> N
         await lab.migration(store).start()
         with pytest.raises(MigrationError, match="began under another mapping"):
             await lab.migration(store, mapping=load_mapping(mapping_path())).extract()
+
+
+async def test_a_target_that_changed_since_the_run_began_is_named_before_anything_is_loaded(lab: Lab) -> None:
+    async with EventStore(use_memory=True) as store:
+        await lab.migration(store).start()
+        lab.execute("ALTER TABLE users RENAME note TO remark")
+        lab.execute("ALTER TABLE users ALTER expire TYPE text")
+        lab.execute("DROP TABLE subscription_redirects")
+        with pytest.raises(TargetError) as caught:
+            await lab.migration(store).run()
+        assert str(caught.value) == (
+            "the target changed since the run began: the table subscription_redirects is gone, users.expire is "
+            "text and was integer, users.note is gone; put it back, and resume"
+        )
+        assert [event.event_type for event in await store.get_events("migration-1")][-1] == "migration.failed"
+    assert lab.rows("admins") == 0
+
+
+async def test_a_read_only_target_is_told_to_be_one(lab: Lab) -> None:
+    lab.execute(
+        f"ALTER DATABASE {lab.target_url.rpartition('/')[2].partition('?')[0]} "
+        "SET default_transaction_read_only = on"
+    )
+    assert await refused(lab, TargetError) == (
+        "the target refused a statement: it is read-only (SQLSTATE 25006)"
+    )
 
 
 async def test_a_staged_file_that_was_touched_is_not_used(lab: Lab) -> None:
