@@ -159,7 +159,7 @@ def roll_back(
 
     facts = run_work(asked, work)
     deleted = {f"deleted from {table}": count for table, count in facts["deleted"].items()}
-    counts = {**deleted, "restored": facts["restored"], "left as others changed them": facts["conflicts"]}
+    counts = {**deleted, "restored": facts["restored"], "left as they are": facts["conflicts"]}
     console.print(pairs("Rolled back", counts))
     if facts["conflicting"]:
         console.print(conflict_table(facts["conflicting"]))

@@ -19,6 +19,7 @@ from pipelines.migration.errors import (
     ThresholdExceededError,
     UnknownRunError,
     VerificationError,
+    WorkFolderError,
 )
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.mapping import Mapping, mapping_schema
@@ -54,6 +55,7 @@ __all__ = [
     "ThresholdExceededError",
     "UnknownRunError",
     "VerificationError",
+    "WorkFolderError",
     "load_mapping",
     "mapping_schema",
     "parse_mapping",

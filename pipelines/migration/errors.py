@@ -11,6 +11,7 @@ MigrationError                  a run stopped (stage, resumable)
 ├── SchemaIncompatibleError     source and target do not fit (blockers)
 ├── UnknownRunError             the target holds no run of this id
 ├── StagedDataError             a staged file is missing or not what was written
+├── WorkFolderError             a file of the run cannot be written: the disk is full, or may not be written
 ├── ThresholdExceededError      more records were quarantined than the mapping allows (entity, ratio)
 ├── RunStoppedError             somebody asked the run to stop; it goes on when resumed
 ├── VerificationError           the target is not what was migrated (report)
@@ -152,6 +153,14 @@ class UnknownRunError(MigrationError):
 
 class StagedDataError(MigrationError):
     """A staged file is missing or its checksum differs. Nothing of it was used."""
+
+
+class WorkFolderError(MigrationError):
+    """The folder in which runs stage their files cannot be written. What was staged before stands."""
+
+    def __init__(self, error: OSError) -> None:
+        why = (error.strerror or type(error).__name__).lower()
+        super().__init__(f"the work folder cannot be written: {why}; make room, and resume", resumable=True)
 
 
 class ThresholdExceededError(MigrationError):

@@ -202,3 +202,33 @@ def test_buckets_find_every_difference_however_little_they_hold(
     )
     assert found.matched == 5000 - 3
     assert buckets.compare(lambda: [frame], lambda: [frame.sort("hash")], first=100).unequal == []
+
+
+def side(*rows: tuple[str, str]) -> buckets.Rows:
+    return lambda: [pl.DataFrame([*rows], schema=["key", "hash"], orient="row")]
+
+
+def in_one_bucket() -> tuple[str, str]:
+    """Two keys that fall into the same bucket."""
+    first, *others = (str(number) for number in range(20 * buckets.COUNT))
+    place = [*buckets.Sums.of(side((first, ""))).buckets()]
+    same = (key for key in others if [*buckets.Sums.of(side((key, ""))).buckets()] == place)
+    return first, next(same)
+
+
+def test_what_cancels_itself_out_is_found() -> None:
+    """Equal rows in pairs, which an XOR of their hashes would not see, and hashes that changed places."""
+    doubled = buckets.compare(side(("k", "a"), ("k", "a")), side(("k", "b"), ("k", "b")), first=9)
+    assert doubled.rows == [("changed", "k")]
+    pairs = buckets.compare(side(("k", "a"), ("k", "b"), ("k", "b")), side(*[("k", "a")] * 3), first=9)
+    assert pairs.rows == [("changed", "k")]
+    two_more = buckets.compare(side(("k", "a")), side(*[("k", "a")] * 3), first=9)
+    assert two_more.rows == [("changed", "k")]
+    one, other = in_one_bucket()
+    for moved in (
+        side((one, "y"), (other, "x")),
+        side((one, "xy"), (other, "")),
+        side((one, "x"), (one, "y")),
+    ):
+        swapped = buckets.compare(side((one, "x"), (other, "y")), moved, first=9)
+        assert {key for _, key in swapped.rows} == {one, other}
