@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -156,8 +157,13 @@ async def test_a_scan_that_nobody_reads_to_its_end_frees_its_connection(lab: Lab
             assert next(pages).height == 1
             raise LookupError
 
-    with pytest.raises(LookupError):
+    with pytest.raises(LookupError) as left:
         leave()
+    assert left.tb is not None, "whose frames hold the scan"
+    for thread in threading.enumerate():
+        if thread.name.startswith("outflow"):
+            thread.join(5)
+            assert not thread.is_alive()
     with target.transaction() as transaction:
         next(pages := transaction.scan(users, ["id"], rows=1))
         del pages
