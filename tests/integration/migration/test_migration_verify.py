@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from eventsourcing import EventQuery, EventStore, EventStoreConfig
 from eventsourcing.storage.upgrades import upgrade
 from pipelines.migration import buckets, parse_mapping, told
 from pipelines.migration.legacy_panel import mapping_path
+from pipelines.migration.target import open_target
 from tests.integration.migration.lab import Lab
 
 
@@ -140,6 +142,33 @@ class SpacedOut:
         async for frame in self._frames(query):
             spaced = [json.dumps(json.loads(text)) for text in frame["data"]]
             yield frame.with_columns(pl.Series("data", spaced, dtype=pl.String))
+
+
+async def test_a_scan_that_nobody_reads_to_its_end_frees_its_connection(lab: Lab) -> None:
+    """A page a row, of which two are made ahead: the server waits for the third to be taken."""
+    async with EventStore(use_memory=True) as store:
+        await lab.migration(store).run()
+    target = open_target(lab.target_url)
+    users = target.tables({"users"})["users"]
+
+    def leave() -> None:
+        with target.transaction() as transaction:
+            pages = transaction.scan(users, ["id"], rows=1)
+            assert next(pages).height == 1
+            raise LookupError
+
+    with pytest.raises(LookupError) as left:
+        leave()
+    assert left.tb is not None, "whose frames hold the scan"
+    for thread in threading.enumerate():
+        if thread.name.startswith("outflow"):
+            thread.join(5)
+            assert not thread.is_alive()
+    with target.transaction() as transaction:
+        next(pages := transaction.scan(users, ["id"], rows=1))
+        del pages
+        assert transaction.count(users) == lab.rows("users") > 9
+    target.close()
 
 
 async def test_credentials_are_held_against_what_the_panel_derives_itself(lab: Lab) -> None:
