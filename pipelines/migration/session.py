@@ -316,21 +316,6 @@ def _refuse_changed(began: dict[str, Table], now: dict[str, Table]) -> None:
         raise TargetError(reason, stage="start", resumable=True)
 
 
-def _refuse_changed(began: dict[str, Table], now: dict[str, Table]) -> None:
-    """Raise TargetError, naming each, when what the run was planned for is gone or of another type."""
-    lost = [f"the table {name} is gone" for name in began if name not in now]
-    for name in began.keys() & now.keys():
-        for column, before in began[name].columns.items():
-            after = now[name].columns.get(column)
-            if after is None:
-                lost.append(f"{name}.{column} is gone")
-            elif after.kind != before.kind:
-                lost.append(f"{name}.{column} is {after.type_name} and was {before.type_name}")
-    if lost:
-        reason = f"the target changed since the run began: {', '.join(sorted(lost))}; put it back, and resume"
-        raise TargetError(reason, stage="start", resumable=True)
-
-
 def _refuse_unfit(row: RunRow, mapping: Mapping, *, undoing: bool = False) -> None:
     if row.mapping_sha256 != mapping.sha256:
         reason = (
