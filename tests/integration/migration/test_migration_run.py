@@ -15,7 +15,7 @@ import xxhash
 from eventsourcing import EventStore
 from eventsourcing.catalogue import MIGRATION_SEQUENCE
 from eventsourcing.events import EventType
-from pipelines.migration import StageOrderError, ThresholdExceededError, UnknownRunError, parse_mapping
+from pipelines.migration import ThresholdExceededError, UnknownRunError, parse_mapping
 from pipelines.migration.legacy_panel import DEFECTS, found_defects, mapping_path
 from tests.integration.migration.lab import USERS, Finished, Lab, Panel
 
@@ -154,7 +154,7 @@ async def test_stages_may_each_have_their_own_object_but_keep_their_order(lab: L
         assert [event.event_type for event in await store.get_events("migration-1")] == list(
             MIGRATION_SEQUENCE
         )
-        with pytest.raises(StageOrderError):
+        with pytest.raises(UnknownRunError):
             await lab.migration(store, "migration-2").verify()
 
 
