@@ -47,8 +47,9 @@ def return_buffers() -> None:
             library.mallopt(option, value)
 
 
-_MALLOC = {-8: 1, -3: 32 << 20, -1: 64 << 20}
-"""M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h."""
+_MALLOC = {-8: 2, -3: 32 << 20, -1: 64 << 20}
+"""M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h: two heaps, so that a thread that holds one
+does not hold up all others."""
 
 
 @asynccontextmanager

@@ -92,6 +92,14 @@ class Journaling:
         ended = {"status": status, "ended_at": datetime.now(UTC), "waits": None}
         await self.journal.update(self.migration_id, **ended, **fields)
 
+    async def failed(self, failure: str, *, in_target: str | None) -> None:
+        """The work failed, and `in_target` is how the run stands there, if that can be known. A run that is
+        completed or rolled back stays that when a retry or a rollback of it is refused."""
+        row = await self.journal.get(self.migration_id) or {}
+        stands = in_target or row.get("status_before")
+        status = stands if stands in ("completed", "rolled_back") else "failed"
+        await self.ended(status, failure=failure)
+
     async def _beat(self, **fields: Any) -> None:
         latest, self._latest = self._latest, {}
         if await self.journal.beat(self.migration_id, **latest, **fields):

@@ -207,6 +207,11 @@ def as_seen(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def after_rollback(facts: Mapping[str, Any]) -> str:
+    """The state of a migration after a rollback: one that left nothing behind goes on from its stage."""
+    return "cancelled" if facts["to_stage"] is not None and not facts["residual_diff"] else "rolled_back"
+
+
 def told_state(row: dict[str, Any]) -> str:
     """How a migration stands: what it does, since when, and which process does it."""
     status = str(row["status"]).replace("_", " ")

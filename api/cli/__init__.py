@@ -47,7 +47,9 @@ class LazyCommands(TyperGroup):
     def get_command(self, ctx: Any, name: str) -> Any:  # noqa: ARG002 - the signature is given
         if name not in MODULES:
             return None
-        command = typer.main.get_command(import_module(MODULES[name]).app)
+        commands = import_module(MODULES[name]).app
+        commands._add_completion = False  # the shell completes `esm`, not a command of it
+        command = typer.main.get_command(commands)
         command.name = name
         return command
 

@@ -13,14 +13,20 @@ from typing import Annotated, Any
 import typer
 
 from api.cli.migrate_quarantine import app as quarantine_app
-from api.cli.migrate_screen import accounting, difference_table, quarantine_table
+from api.cli.migrate_screen import (
+    accounting,
+    conflict_table,
+    difference_table,
+    quarantine_table,
+    standing_table,
+)
 from api.cli.migrate_work import Asked, Open, journalled, open_journal, run_work
 from api.cli.screen import console, pairs
 from eventsourcing.canonical import encode
 from eventsourcing.errors import NotFoundError
 from pipelines.migration.errors import MigrationError
 from pipelines.migration.report_page import verdict
-from resources.migration_journal import ALIVE, RESUMABLE, StateForbidsError
+from resources.migration_journal import ALIVE, RESUMABLE, StateForbidsError, after_rollback
 
 app = typer.Typer(no_args_is_help=True, help="Migrations, run from here.")
 app.add_typer(quarantine_app, name="quarantine")
@@ -126,25 +132,40 @@ def roll_back(
         str | None,
         typer.Option(help="Go back to after it: start, schema, extract, transform, validate."),
     ] = None,
-    force: Annotated[bool, typer.Option(help="Undo what others changed since, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Undo what others changed since, too.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be undone, and undo nothing.")
+    ] = False,
 ) -> None:
-    """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
+    """Undo a migration row by row; rows that others changed since stay as they are and are listed.
+
+    Exit code 1 when something stayed.
+    """
     asked = Asked(mapping, source, target, migration_id)
-    ends = "rolled_back" if to_stage is None else "cancelled"
+    if dry_run:
+        found = run_work(asked, lambda opened: opened.engine.rollback_preview())
+        console.print(standing_table(found["tables"]))
+        return
 
     async def work(opened: Open) -> dict[str, Any]:
         allowed = (*RESUMABLE, "completed", "rolled_back")
-        async with journalled(opened, asked, status="rolling_back", ends=ends, allowed=allowed):
+        async with journalled(opened, asked, status="rolling_back", allowed=allowed) as ends:
             outcome = await opened.engine.rollback(reason, to_stage=to_stage, force=force)
-            if to_stage is None:
+            if outcome.facts["to_stage"] is None:
                 await opened.engine.verify()
                 await opened.report()
+            ends.update(status=after_rollback(outcome.facts), rollback=outcome.facts)
         return outcome.facts
 
     facts = run_work(asked, work)
     deleted = {f"deleted from {table}": count for table, count in facts["deleted"].items()}
-    restored = {f"restored in {table}": count for table, count in _by_table(facts.get("restored")).items()}
-    console.print(pairs("Rolled back", {**deleted, **restored, "conflicts": facts["conflicts"]}))
+    counts = {**deleted, "restored": facts["restored"], "left as they are": facts["conflicts"]}
+    console.print(pairs("Rolled back", counts))
+    if facts["conflicting"]:
+        console.print(conflict_table(facts["conflicting"]))
+    if facts["residual_diff"]:
+        console.print("What stayed is taken back, too, by the same command with --force.")
+        raise typer.Exit(1)
 
 
 @app.command("report")
@@ -174,7 +195,7 @@ def _run(asked: Asked) -> None:
 
     async def work(opened: Open) -> dict[str, Any]:
         allowed = (*RESUMABLE, "completed")
-        async with journalled(opened, asked, status="running", ends="completed", allowed=allowed):
+        async with journalled(opened, asked, status="running", allowed=allowed, is_new=True):
             outcome = await opened.engine.run()
             await opened.report()
         return outcome.facts
@@ -191,7 +212,8 @@ def _show_plan(facts: dict[str, Any]) -> None:
         console.print(quarantine_table(facts["quarantine"]))
     for name, samples in facts["samples"].items():
         for sample in samples[:1]:
-            console.print(pairs(f"The first of {name}, as it would arrive", sample))
+            shown = {column: _plain(value) for column, value in sample.items()}
+            console.print(pairs(f"The first of {name}, as it would arrive", shown))
     for warning in facts["warnings"]:
         console.print(f"[yellow]warning[/yellow] {warning}")
     for blocker in facts["blockers"]:
@@ -199,14 +221,15 @@ def _show_plan(facts: dict[str, Any]) -> None:
     console.print("Nothing stands in its way." if facts["ok"] else "It cannot run like this.")
 
 
+def _plain(value: Any) -> str | None:
+    """A value as it stands in a record: a key is no amount."""
+    return None if value is None else str(value)
+
+
 def _word(facts: dict[str, Any]) -> str:
     if "accounting" not in facts:
         return "taken back" if facts["ok"] else "not taken back whole"
     return "the target is what was migrated" if facts["ok"] else "the target differs"
-
-
-def _by_table(counts: Any) -> dict[str, int]:
-    return counts if isinstance(counts, dict) else {}
 
 
 async def _require_row(migration_id: str) -> None:
@@ -223,7 +246,7 @@ async def _cancel(migration_id: str) -> str:
         try:
             row = await journal.request_cancel(migration_id)
         except StateForbidsError as error:
-            raise MigrationError(f"{migration_id!r} cannot be cancelled: {error}") from None
+            raise MigrationError(f"{error}; it cannot be cancelled") from None
         deadline = asyncio.get_running_loop().time() + CANCEL_S
         while row["status"] in ALIVE and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.2)

@@ -62,7 +62,7 @@ def retry_quarantine(
     asked = Asked(mapping, source, target, migration_id)
 
     async def work(opened: Open) -> dict[str, Any]:
-        async with journalled(opened, asked, status="running", ends="completed", allowed=("completed",)):
+        async with journalled(opened, asked, status="running", allowed=("completed",)):
             outcome = await opened.engine.retry()
             await opened.report()
         return outcome.facts

@@ -29,6 +29,8 @@ EVERY_S = 2.0
 
 Place = tuple[str, str]
 
+_SHOWN = 20
+
 
 class _Rate(ProgressColumn):
     """Records a second, over the last seconds."""
@@ -149,6 +151,22 @@ def quarantine_table(groups: Sequence[dict[str, Any]]) -> Any:
         for group in groups
     ]
     return table("Set aside", ("entity", "rule", "column", "what is wrong", "records", "source keys"), rows)
+
+
+def conflict_table(conflicting: Sequence[dict[str, Any]]) -> Any:
+    """The first records that a rollback left as they are, and why."""
+    rows = [(one["entity"], str(one["key"]), one["reason"]) for one in conflicting[:_SHOWN]]
+    title = "Left as they are" + (f", the first {_SHOWN}" if len(conflicting) > _SHOWN else "")
+    return table(title, ("entity", "key in the target", "why"), rows)
+
+
+def standing_table(tables: dict[str, dict[str, int]]) -> Any:
+    """What a rollback would take back of each table, and what others changed since."""
+    rows = [
+        (name, found["standing"], found["written"] - found["standing"], found["rows"] - found["written"])
+        for name, found in tables.items()
+    ]
+    return table("A rollback", ("table", "would take back", "changed by others", "other rows"), rows)
 
 
 def difference_table(differences: Sequence[dict[str, Any]]) -> Any:

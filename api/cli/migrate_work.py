@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from eventsourcing.config import Settings
 from eventsourcing.errors import EventSourcingError
 from eventsourcing.secrets import redact_url
 from pipelines.migration.context import Progress
-from pipelines.migration.errors import MigrationError, RunStoppedError, SourceError
+from pipelines.migration.errors import MigrationError, RunStoppedError, SourceError, UnknownRunError
 from pipelines.migration.report_page import page
 from pipelines.migration.run import Migration
 from resources.connections import read_connections, target_url
@@ -118,31 +118,42 @@ async def _opened(asked: Asked, screen: Console) -> AsyncIterator[Open]:
 
 @asynccontextmanager
 async def journalled(
-    opened: Open, asked: Asked, *, status: str, ends: str, allowed: tuple[str, ...]
-) -> AsyncIterator[None]:
-    """Say in the journal that the work goes on, and how it ended. A row is written for a new migration.
+    opened: Open, asked: Asked, *, status: str, allowed: tuple[str, ...], is_new: bool = False
+) -> AsyncIterator[dict[str, Any]]:
+    """Say in the journal that the work goes on, and how it ended: what is yielded takes the fields that the
+    row gets in the end, its `status` among them. A row is written for a migration that has none.
 
-    Raises MigrationError while another process works on it.
+    Raises MigrationError while another process works on it, UnknownRunError when it `is_new` to everybody
+    and the work is not one that begins it.
     """
     journal, migration_id = opened.journal, asked.migration_id
     row = await journal.get(migration_id)
+    if row is None and not is_new and await opened.engine.status() is None:
+        raise UnknownRunError(migration_id)
+    ends: dict[str, Any] = {"status": "completed"}
     try:
         if row is None:
             await journal.create(migration_id, asked.request(), status=status)
         else:
             await journal.take(migration_id, allowed=allowed, status=status, request=asked.request())
-    except (StateForbidsError, TargetHeldError) as error:
+    except StateForbidsError as error:
+        advice = "; take a new id" if is_new and error.status == "rolled_back" else ""
+        raise MigrationError(f"{error}{advice}") from None
+    except TargetHeldError as error:
         raise MigrationError(str(error)) from None
     try:
         async with opened.journaling.during(status=status):
-            yield
+            yield ends
     except RunStoppedError:
         await opened.journaling.ended("cancelled")
         raise
     except EventSourcingError as error:
-        await opened.journaling.ended("failed", failure=redact_url(str(error)))
+        in_target: str | None = None
+        with suppress(MigrationError):  # a target that cannot be reached tells nothing
+            in_target = await opened.engine.status()
+        await opened.journaling.failed(redact_url(str(error)), in_target=in_target)
         raise
-    await opened.journaling.ended(ends)
+    await opened.journaling.ended(**ends)
 
 
 @asynccontextmanager

@@ -17,7 +17,9 @@ from pipelines.migration.errors import (
     TargetLockedError,
     TargetNotEmptyError,
     ThresholdExceededError,
+    UnknownRunError,
     VerificationError,
+    WorkFolderError,
 )
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.mapping import Mapping, mapping_schema
@@ -51,7 +53,9 @@ __all__ = [
     "TargetLockedError",
     "TargetNotEmptyError",
     "ThresholdExceededError",
+    "UnknownRunError",
     "VerificationError",
+    "WorkFolderError",
     "load_mapping",
     "mapping_schema",
     "parse_mapping",

@@ -6,12 +6,13 @@ import hashlib
 import io
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
-from pipelines.migration.errors import StagedDataError
+from pipelines.migration.errors import StagedDataError, WorkFolderError
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def write_chunk(folder: Path, name: str, number: int, frame: pl.DataFrame) -> Ch
     content = buffer.getvalue()
     file = f"{name}/{number:06d}.arrow"
     path = folder / file
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     write_private(path, content)
     return Chunk(file, number, frame.height, hashlib.sha256(content).hexdigest())
 
@@ -40,7 +41,7 @@ def link_chunk(folder: Path, chunk: Chunk, name: str) -> Chunk:
     """Stage a chunk under another name too, without writing it a second time where the disk allows it."""
     file = f"{name}/{chunk.number:06d}.arrow"
     path = folder / file
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     try:
         os.link(folder / chunk.file, path)
     except OSError:
@@ -60,15 +61,31 @@ def read_chunk(folder: Path, chunk: Chunk) -> pl.DataFrame:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace a file in one step; a crash leaves the old one or the new one. Mode 0600."""
+    """Replace a file in one step; a crash leaves the old one or the new one. Mode 0600.
+
+    Raises WorkFolderError, and the old one stands.
+    """
     draft = path.with_suffix(path.suffix + ".draft")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise WorkFolderError(error) from None
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter, and those above it. Raises WorkFolderError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkFolderError(error) from None
 
 
 def remove_stage(folder: Path, stage: str) -> None:

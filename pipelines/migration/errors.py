@@ -9,7 +9,9 @@ MigrationError                  a run stopped (stage, resumable)
 │   ├── TargetBusyError         another unfinished run holds the target (holder, since, until)
 │   └── TargetLockedError       somebody else's transaction holds what was to be written (held_by); retryable
 ├── SchemaIncompatibleError     source and target do not fit (blockers)
+├── UnknownRunError             the target holds no run of this id
 ├── StagedDataError             a staged file is missing or not what was written
+├── WorkFolderError             a file of the run cannot be written: the disk is full, or may not be written
 ├── ThresholdExceededError      more records were quarantined than the mapping allows (entity, ratio)
 ├── RunStoppedError             somebody asked the run to stop; it goes on when resumed
 ├── VerificationError           the target is not what was migrated (report)
@@ -142,8 +144,23 @@ class SchemaIncompatibleError(MigrationError):
         super().__init__(_listed("the schemas do not fit", blockers), stage="schema")
 
 
+class UnknownRunError(MigrationError):
+    """The target holds no run of this id: it never began, or in another target. Nothing was done."""
+
+    def __init__(self, migration_id: str) -> None:
+        super().__init__(f"the target holds no migration {migration_id!r}", stage="start")
+
+
 class StagedDataError(MigrationError):
     """A staged file is missing or its checksum differs. Nothing of it was used."""
+
+
+class WorkFolderError(MigrationError):
+    """The folder in which runs stage their files cannot be written. What was staged before stands."""
+
+    def __init__(self, error: OSError) -> None:
+        why = (error.strerror or type(error).__name__).lower()
+        super().__init__(f"the work folder cannot be written: {why}; make room, and resume", resumable=True)
 
 
 class ThresholdExceededError(MigrationError):

@@ -44,12 +44,12 @@ def migrated_frame(
     if cls is None:
         return None
     natural = entity.target.pick(entity.mapping.natural_key)
-    username = pl.col("target_data").struct.field(natural[0].name).cast(pl.String)
+    username, together = pl.col("target_data").struct.field(natural[0].name).cast(pl.String), []
     if len(natural) > 1:
-        username = pl.col("_username")
+        username, together = pl.col("_username"), [key_text(natural, prefix="t:").alias("_username")]
     made = valid.select(
         pl.col("_record"),
-        key_text(natural, prefix="t:").alias("_username"),
+        *together,
         outcomes.alias("_outcome"),
         _struct(run, _named(valid, "s:"), entity.secret_sources).alias("source_data"),
         told_record(run, entity, valid["_record"], _named(valid, "t:")).alias("target_data"),

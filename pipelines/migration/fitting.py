@@ -126,6 +126,8 @@ class _Fitting:
     def _matchable(self, target: Table) -> None:
         """A record that may be there already is matched by its natural key, which then must be unique."""
         natural = self.spec.natural_key
+        told = PARTS | {"decimal", "float", "json"}  # of a name that nothing is matched by
+        self._parts(target, natural, (*self.place, "natural_key"), told if self.policy == "fail" else PARTS)
         if self.policy == "fail" or not {*natural} <= {*target.columns}:
             return
         place, last = (*self.place, "on_conflict"), self.spec.fields[natural[-1]]
@@ -133,7 +135,6 @@ class _Fitting:
         if not wanted and not any({*held.columns} == {*natural} for held in target.unique):
             reason = f"{self.policy!r} needs a unique natural key, and {target.name}.{listed(natural)} is not"
             self.flaws.add(place, reason)
-        self._parts(target, natural, (*self.place, "natural_key"))
         if self.policy == "rename" and (target.columns[natural[-1]].kind != "text" or last.ref):
             ends = "" if len(natural) == 1 else " at the end"
             reason = f"'rename' needs a natural key of text{ends}, unlike {natural[-1]!r}"

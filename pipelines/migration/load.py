@@ -33,6 +33,7 @@ from pipelines.migration.worktables import (
     WRITTEN,
     any_chunk_loaded,
     chunks,
+    loaded_chunk,
     loaded_chunks,
     mark_chunk,
     refuse_unless_running,
@@ -179,7 +180,7 @@ def _write_chunk(run: RunContext, entity: EntityPlan, staged: _Staged) -> tuple[
     with run.target.transaction() as transaction:
         transaction.lock()
         connection = transaction.connection
-        there = loaded_chunks(connection, run.migration_id, entity.name).get(number)
+        there = loaded_chunk(connection, run.migration_id, entity.name, number)
         if there is not None:
             kept = written_by(connection, run.migration_id, entity.name, number)
             taken = staged.without(kept_refusals(connection, run.migration_id, entity.name, number))

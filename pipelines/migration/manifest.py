@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.migration.chunks import Chunk, write_private
+from pipelines.migration.chunks import Chunk, make_private, write_private
 from pipelines.migration.errors import StagedDataError
 from pipelines.migration.schema import Table
 
@@ -70,7 +70,7 @@ class Manifest:
 
     def save(self) -> None:
         """Write the whole state in one step."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.folder)
         fields = {
             "mapping_sha256": self.mapping_sha256,
             "source_tables": {name: table.to_json() for name, table in self.source_tables.items()},

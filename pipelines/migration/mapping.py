@@ -80,25 +80,18 @@ def _together(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Names = Annotated[list[str], BeforeValidator(_listed)]
-Key = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_listed),
-    AfterValidator(_together),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
-            ]
-        }
-    ),
-]
+def _one_or_several(item: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item}]})
+
+
+_NAME = {"type": "string"}
+Names = Annotated[list[str], BeforeValidator(_listed), _one_or_several(_NAME)]
+Key = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_together), _one_or_several(_NAME)]
 """One column, or several that are a key together."""
-Transform = Annotated[tuple[str, Any], BeforeValidator(_transform), WithJsonSchema(transforms.step_schema())]
-Rule = Annotated[tuple[str, Any], BeforeValidator(_rule), WithJsonSchema(rules.step_schema())]
-Transforms = Annotated[list[Transform], BeforeValidator(_listed)]
-Rules = Annotated[list[Rule], BeforeValidator(_listed)]
+Transform = Annotated[tuple[str, Any], BeforeValidator(_transform)]
+Rule = Annotated[tuple[str, Any], BeforeValidator(_rule)]
+Transforms = Annotated[list[Transform], BeforeValidator(_listed), _one_or_several(transforms.step_schema())]
+Rules = Annotated[list[Rule], BeforeValidator(_listed), _one_or_several(rules.step_schema())]
 
 
 class _Part(BaseModel):

@@ -50,7 +50,10 @@ def _with_key(entity: EntityPlan, frame: pl.DataFrame) -> pl.DataFrame:
     if not mapped or not frame["_existing"].any():
         return frame
     columns = key_frame(entity.target_key, frame["_record"])
-    return frame.with_columns(columns[name].alias(f"t:{name}") for name in mapped)
+    matched = pl.when("_existing")
+    return frame.with_columns(
+        matched.then(columns[name]).otherwise(f"t:{name}").alias(f"t:{name}") for name in mapped
+    )
 
 
 def _natural(entity: EntityPlan) -> Unique:

@@ -46,6 +46,16 @@ _REFUSALS = {
     "P0": ("trigger", "a trigger refused it"),
 }
 """SQLSTATE or its class -> the rule that a refused row broke, and the message."""
+_REASONS = {
+    "25006": "it is read-only",
+    "42501": "its user may not do this",
+    "42P01": "a table that was there when the run began is gone",
+    "42703": "a column that was there when the run began is gone",
+    "53100": "its disk is full",
+    "53300": "it takes no more connections",
+    "57P01": "it is shutting down",
+}
+"""SQLSTATE -> what it means to whoever migrates."""
 
 
 class PostgresTarget:
@@ -294,7 +304,8 @@ def _translated(error: BaseException | None, database: str | None) -> TargetErro
     """By SQLSTATE and names only: the server's text may quote the values of a row."""
     state = getattr(error, "pgcode", None)
     if state is None:
-        return TargetError(f"the target database {database!r} cannot be reached", resumable=True)
+        reason = "no server answers, it does not exist, or it does not let this user in"
+        return TargetError(f"the target database {database!r} cannot be reached: {reason}", resumable=True)
     diagnostics = getattr(error, "diag", None)
     names = {name: getattr(diagnostics, f"{name}_name", None) for name in ("table", "column", "constraint")}
     refusal = _REFUSALS.get(state) or _REFUSALS.get(state[:2])
@@ -306,6 +317,6 @@ def _translated(error: BaseException | None, database: str | None) -> TargetErro
         return TargetLockedError("a lock of somebody else", waited_s=LOCK_WAIT_S)
     where = ", ".join(f"{name} {value!r}" for name, value in names.items() if value)
     gone = state.startswith(("08", "57", "40", "53"))
-    return TargetError(
-        f"the target refused a statement: SQLSTATE {state}{', ' + where if where else ''}", resumable=gone
-    )
+    what = f"SQLSTATE {state}{', ' + where if where else ''}"
+    told = f"{_REASONS[state]} ({what})" if state in _REASONS else what
+    return TargetError(f"the target refused a statement: {told}", resumable=gone)

@@ -6,7 +6,7 @@ import io
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -62,15 +62,12 @@ class Outflow:
             self.end()
 
     def end(self) -> None:
-        """Take no more: the server is told to stop, and the connection is free again."""
+        """Take no more. What is left is read and thrown away, for to cancel it would undo the transaction;
+        then the connection is free again."""
         self._ended.set()
         while not self._reading.done():
-            raw: Any = self._connection.connection
-            raw.cancel()
             with suppress(queue.Empty):
-                while True:
-                    self._full.get_nowait()
-            wait([self._reading], _CANCEL_AGAIN_S)
+                self._full.get(timeout=_LOOK_AGAIN_S)
 
     def write(self, row: bytes) -> None:
         """Take one row, which is how the driver hands them over."""
@@ -93,7 +90,7 @@ class Outflow:
 
 
 _PAGES_AHEAD = 2
-_CANCEL_AGAIN_S = 0.1
+_LOOK_AGAIN_S = 0.1
 
 
 def _copy_out(connection: sa.Connection, statement: sa.Select[Any], file: Any) -> None:

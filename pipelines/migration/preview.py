@@ -18,6 +18,7 @@ from uuid import UUID
 import polars as pl
 
 from pipelines.migration.announce import Announcer
+from pipelines.migration.chunks import make_private
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import MigrationError
 from pipelines.migration.extract import extract
@@ -92,7 +93,7 @@ def preview_run(folder: Path, run: dict[str, Any], *, mapping_sha256: str) -> Pr
 
 def preview_folder(below: Path) -> tempfile.TemporaryDirectory[str]:
     """A folder that only its owner may enter and that is gone when it is closed."""
-    below.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(below)
     return tempfile.TemporaryDirectory(prefix="preview-", dir=below)
 
 

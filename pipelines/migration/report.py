@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eventsourcing.canonical import decode, encode
-from pipelines.migration.chunks import write_private
+from pipelines.migration.chunks import make_private, write_private
 from pipelines.migration.context import RunContext
 from pipelines.migration.manifest import Manifest
 from pipelines.migration.plan import EntityPlan
@@ -59,7 +59,7 @@ def report_facts(run: RunContext) -> dict[str, Any]:
 
 def write_report(folder: Path, facts: dict[str, Any]) -> tuple[Path, Path]:
     """Write `report.json` and `report.html` into a run's folder, for their owner only."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(folder)
     paths = folder / "report.json", folder / "report.html"
     write_private(paths[0], encode(facts))
     write_private(paths[1], page(facts).encode())

@@ -67,7 +67,8 @@ async def rollback(
         references = await asyncio.to_thread(run.target.references_to, entity.target.name)
         await _undo_entity(run, entity, current, references)
     stats = await asyncio.to_thread(_statistics, run, current)
-    outcome = StageOutcome("rollback", datetime.now(UTC), {**stats, "rollback_id": current.rollback_id})
+    facts = {**stats, "rollback_id": current.rollback_id, "to_stage": current.to_stage}
+    outcome = StageOutcome("rollback", datetime.now(UTC), facts)
     if current.to_stage is None:  # nothing goes on from here, and what is staged holds secrets
         await asyncio.to_thread(run.remove_staged)
     await _announce_end(run, current, stats)

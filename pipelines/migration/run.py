@@ -201,6 +201,13 @@ class Migration:
             told = Told(self._session.store, asyncio.get_running_loop())
             return await asyncio.to_thread(verify, run, self._source_if_there(), told)
 
+    async def status(self) -> str | None:
+        """How the run stands in the target (see `worktables.RunRow`); None when it holds no such run.
+
+        Raises TargetError.
+        """
+        return await asyncio.to_thread(self._session.status)
+
     async def rollback_preview(self) -> dict[str, Any]:
         """What a rollback would take back now, table by table, and what others changed; nothing is undone."""
         async with self._open(undoing=True) as run:
@@ -208,7 +215,7 @@ class Migration:
 
     async def report(self) -> dict[str, Any]:
         """What the run came to so far, as plain JSON values; written as `report.json` and `report.html`
-        into its folder, too. Raises StageOrderError for a run that never began."""
+        into its folder, too. Raises UnknownRunError for a run that never began."""
         async with self._open(undoing=True) as run:
             facts = await asyncio.to_thread(report_facts, run)
             await asyncio.to_thread(write_report, self._session.folder, facts)

@@ -18,7 +18,7 @@ from pipelines.migration.announce import Announcer, EventLog
 from pipelines.migration.attempts import current_folder, earlier_manifests, next_folder
 from pipelines.migration.compile import compile_plan, tables_of
 from pipelines.migration.context import Reporter, RunContext
-from pipelines.migration.errors import MigrationError, StagedDataError, StageOrderError
+from pipelines.migration.errors import MigrationError, StagedDataError, TargetError, UnknownRunError
 from pipelines.migration.load import refuse_filled_tables, tables_written
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.mapping import Mapping
@@ -26,6 +26,7 @@ from pipelines.migration.mappingfile import load_mapping
 from pipelines.migration.masking import Masker
 from pipelines.migration.plan import Plan
 from pipelines.migration.preview import preview, preview_folder, preview_run
+from pipelines.migration.schema import Table
 from pipelines.migration.source import open_source
 from pipelines.migration.target import Target, TargetTransaction, open_target
 from pipelines.migration.worktables import (
@@ -66,8 +67,10 @@ class Session:
             if manifest is None:
                 if row.stage != "start":
                     raise self._no_files()
-                self._reflect(target, mapping).save()
+                manifest = self._reflect(target, mapping)
+                manifest.save()
             if row.status in ("running", "failed", "cancelled"):
+                _refuse_changed(manifest.target_tables, target.tables({*manifest.target_tables}))
                 self._take_up(target)
 
     @property
@@ -85,7 +88,7 @@ class Session:
         with self._target() as target:
             row, manifest = self._find(target), Manifest.load(self.current)
             if row is None:
-                raise StageOrderError("this", needs="start")
+                raise UnknownRunError(self.migration_id)
             if manifest is None:
                 raise self._no_files()
             if row.status == "completed":
@@ -169,7 +172,7 @@ class Session:
     def context(self, *, undoing: bool = False) -> RunContext:
         """The run as it is kept; the caller closes its target. To undo it, no staged file is needed.
 
-        Raises StageOrderError before `prepare`, MigrationError for another mapping or a run rolled back.
+        Raises UnknownRunError before `prepare`, MigrationError for another mapping or a run rolled back.
         """
         target = self._open_target()
         try:
@@ -183,7 +186,7 @@ class Session:
         row, manifest = self._find(target), Manifest.load(self.current)
         earlier = earlier_manifests(self.folder)
         if row is None:
-            raise StageOrderError("this", needs="start")
+            raise UnknownRunError(self.migration_id)
         _refuse_unfit(row, mapping, undoing=undoing)
         if manifest is None:
             if not undoing:
@@ -218,6 +221,12 @@ class Session:
         with self._target() as target, target.transaction() as transaction:
             changes = {"status": "cancelled"} if row is not None else {}
             update_run(transaction.connection, self.migration_id, holds=False, **changes)
+
+    def status(self) -> str | None:
+        """How the run stands in the target; None when it holds no such run. Raises TargetError."""
+        with self._target() as target:
+            row = self._find(target)
+        return None if row is None else row.status
 
     def _running(self) -> RunRow | None:
         try:
@@ -292,8 +301,32 @@ def _first_keys(transaction: TargetTransaction, plan: Plan) -> dict[str, int]:
     return {table.name: transaction.highest_key(table) for table in tables_written(plan) if table.is_numbered}
 
 
+def _refuse_changed(began: dict[str, Table], now: dict[str, Table]) -> None:
+    """Raise TargetError, naming each, when what the run was planned for is gone or of another type."""
+    lost = [f"the table {name} is gone" for name in began if name not in now]
+    for name in began.keys() & now.keys():
+        for column, before in began[name].columns.items():
+            after = now[name].columns.get(column)
+            if after is None:
+                lost.append(f"{name}.{column} is gone")
+            elif after.kind != before.kind:
+                lost.append(f"{name}.{column} is {after.type_name} and was {before.type_name}")
+    if lost:
+        reason = f"the target changed since the run began: {', '.join(sorted(lost))}; put it back, and resume"
+        raise TargetError(reason, stage="start", resumable=True)
+
+
 def _refuse_unfit(row: RunRow, mapping: Mapping, *, undoing: bool = False) -> None:
     if row.mapping_sha256 != mapping.sha256:
-        raise MigrationError(f"migration {row.migration_id!r} began under another mapping", stage="start")
-    if row.status in ("rolling_back", "rolled_back") and not undoing:
+        reason = (
+            f"migration {row.migration_id!r} began under another mapping (sha256 {row.mapping_sha256[:12]}, "
+            f"this one is {mapping.sha256[:12]}): give it that one, or roll it back and begin anew"
+        )
+        raise MigrationError(reason, stage="start")
+    if undoing:
+        return
+    if row.status == "rolled_back":
         raise MigrationError(f"migration {row.migration_id!r} was rolled back; take a new id", stage="start")
+    if row.status == "rolling_back":
+        reason = f"migration {row.migration_id!r} is half rolled back; roll it back to the end first"
+        raise MigrationError(reason, stage="start")

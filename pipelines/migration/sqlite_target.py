@@ -106,8 +106,11 @@ class SqliteTarget:
         if _is_busy(error):
             return TargetLockedError(holder_of(self._path), waited_s=BUSY_S)
         name = getattr(error, "sqlite_errorname", type(error).__name__)
+        reason = next((f"{why} ({name})" for known, why in _REASONS.items() if name.startswith(known)), name)
         may_pass = name.startswith(("SQLITE_IOERR", "SQLITE_FULL"))
-        return TargetError(f"the target {self._path.name!r} refused a statement: {name}", resumable=may_pass)
+        return TargetError(
+            f"the target {self._path.name!r} refused a statement: {reason}", resumable=may_pass
+        )
 
 
 class SqliteTransaction(RelationalTransaction):
@@ -228,6 +231,17 @@ _REFUSALS = {
     "SQLITE_TOOBIG": ("max_length", "is too long"),
 }
 """SQLite's name of an error, or its beginning -> the rule that a refused row broke, and the message."""
+
+
+_REASONS = {
+    "SQLITE_READONLY": "it is read-only",
+    "SQLITE_CANTOPEN": "it, or a file beside it, cannot be opened",
+    "SQLITE_FULL": "its disk is full",
+    "SQLITE_IOERR": "its disk fails, or is full",
+    "SQLITE_NOTADB": "it is no SQLite database",
+    "SQLITE_CORRUPT": "it is damaged",
+}
+"""SQLite's name of an error, or its beginning -> what it means to whoever migrates."""
 
 
 def _is_busy(error: BaseException | None) -> bool:

@@ -15,7 +15,7 @@ from pipelines.migration.load import tables_of
 from pipelines.migration.plan import EntityPlan
 from pipelines.migration.schema import Table
 from pipelines.migration.target import Reference, TargetTransaction
-from pipelines.migration.worktables import left, loaded_chunks, mark_chunk, records_left, written_by
+from pipelines.migration.worktables import left, loaded_chunk, mark_chunk, records_left, written_by
 
 Written = dict[str, pl.DataFrame]
 Conflicts = dict[str, tuple[str, str]]
@@ -40,7 +40,8 @@ def undo_chunk(
     with run.target.transaction() as transaction:
         transaction.lock()
         connection = transaction.connection
-        state = loaded_chunks(connection, run.migration_id, entity.name)[number]
+        state = loaded_chunk(connection, run.migration_id, entity.name, number)
+        assert state is not None, "only what is loaded is undone"
         written = written_by(connection, run.migration_id, entity.name, number)
         leftover = records_left(connection, run.migration_id, entity.name, number)
         if state.undone_by == by:

@@ -9,7 +9,7 @@ never holds the value.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -20,11 +20,12 @@ from pipelines.migration.chunks import Chunk, remove_stage
 from pipelines.migration.context import RunContext, check_accounting
 from pipelines.migration.errors import ThresholdExceededError
 from pipelines.migration.eventframes import key_room
-from pipelines.migration.keys import key_frame, key_text, key_value, listed
+from pipelines.migration.keys import key_text, listed
 from pipelines.migration.manifest import StageOutcome
 from pipelines.migration.matching import match_existing
-from pipelines.migration.plan import Check, EntityPlan, FieldPlan
+from pipelines.migration.plan import Check, EntityPlan
 from pipelines.migration.records import is_unfit
+from pipelines.migration.references import Parents, reference_checks, refers, with_references
 from pipelines.migration.rules import broken_mask, rule_message
 from pipelines.migration.uniqueness import Distinct, shared
 from pipelines.migration.worktables import id_map
@@ -38,7 +39,6 @@ _VIOLATIONS = {
     "column": pl.String,
     "message": pl.String,
 }
-Parents = dict[str, pl.DataFrame]
 
 
 def validate(run: RunContext) -> StageOutcome:
@@ -202,27 +202,12 @@ class _Judgement:
         counted = grouped.agg(pl.len().alias("count"), pl.col("_key").head(_SAMPLES).alias("samples"))
         return [{"entity": self.entity.name, **row} for row in counted.to_dicts()]
 
-    def _with_references(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """References as the new keys of the parents that were accepted; null where there is none."""
-        for name, spec in self.entity.fields.items():
-            if spec.ref is None:
-                continue
-            lookup = self.parents[spec.ref].rename({"_key": "_ref", "_record": "_new"})
-            lookup = lookup.with_columns(pl.lit(value=True).alias(f"_there:{name}"))
-            sources = self.entity.source.pick(spec.sources)
-            joined = frame.with_columns(key_text(sources, prefix="s:").alias("_ref")).join(
-                lookup, on="_ref", how="left", maintain_order="left"
-            )
-            new = self._referred(spec, joined["_new"])
-            frame = joined.with_columns(new.alias(f"t:{name}")).drop("_ref", "_new")
-        if self.entity.has_referring_key:
-            frame = frame.with_columns(key_value(self.entity.target_key, prefix="t:").alias("_record"))
-        return frame
-
     def _resolved(self, chunk: Chunk) -> pl.DataFrame:
         """A chunk with its references."""
         frame = self.run.read(chunk)
-        return frame if self.is_matched_here else self._with_references(frame)
+        if self.is_matched_here:
+            return frame
+        return with_references(self.run.plan, self.entity, self.parents, frame)
 
     def _match(self) -> None:
         """Find out, now that references are known, which records are in the target already, and stage it:
@@ -230,21 +215,16 @@ class _Judgement:
         self.run.manifest.staged["matched"][self.entity.name] = []
         for chunk in self.run.staged("transform", self.entity.name):
             self.run.refuse_when_stopped()
-            frame = self._with_references(self.run.read(chunk))
+            frame = with_references(self.run.plan, self.entity, self.parents, self.run.read(chunk))
             with self.run.target.transaction() as transaction:
                 frame = match_existing(transaction, self.entity, frame)
             self.run.write("matched", self.entity.name, chunk.number, frame)
 
-    def _referred(self, spec: FieldPlan, keys: pl.Series) -> pl.Series:
-        """What a field takes of the new keys of its parents."""
-        parent = self.run.plan.entities[spec.ref or ""]
-        return key_frame(parent.target_key, keys)[spec.ref_column] if len(parent.target_key) > 1 else keys
-
     def _row_checks(self, frame: pl.DataFrame) -> Iterator[tuple[str, Check]]:
         for name in self.entity.columns:
             column = self.entity.source.columns[name]
-            ill = pl.col("_ill_typed").str.split(",").list.contains(name).fill_null(value=False)
-            yield "extract", Check("type", name, f"is not of the column's type {column.type_name}", ill)
+            message = f"is not of the column's type {column.type_name}"
+            yield "extract", Check("type", name, message, _ill_typed(name))
         for name, dtype in frame.schema.items():
             implied = {pl.String(): "no_nul", pl.Float64(): "finite"}.get(dtype)
             if name.startswith("s:") and implied:
@@ -254,20 +234,25 @@ class _Judgement:
         for number, check in enumerate(failures):
             failed = pl.col("_failed").list.contains(number)
             yield "transform", Check(check.rule, check.column, check.message, failed)
-        yield from self._reference_checks()  # before what a column lacks because of them
-        yield from (("validate", check) for spec in self.entity.fields.values() for check in spec.checks)
+        yield from (("validate", check) for check in self._field_checks(failures))
+        yield from (("validate", check) for check in reference_checks(self.entity))
         yield from (("validate", check) for child in self.entity.children.values() for check in child.checks)
 
-    def _reference_checks(self) -> Iterator[tuple[str, Check]]:
+    def _field_checks(self, failures: list[Check]) -> Iterator[Check]:
+        """A value that could not be read, transformed or looked up is null for that reason, and not missing
+        as well."""
         for name, spec in self.entity.fields.items():
+            lost = [
+                pl.col("_failed").list.contains(number)
+                for number, check in enumerate(failures)
+                if check.column == name
+            ]
+            lost += map(_ill_typed, spec.sources)
             if spec.ref is not None and spec.on_missing == "quarantine":
-                given = pl.all_horizontal(pl.col(f"s:{source}").is_not_null() for source in spec.sources)
-                missing = given & pl.col(f"t:{name}").is_null()
-                known = pl.col(f"_there:{name}").fill_null(value=False)
-                message = f"refers to a record of {spec.ref} that is not there"
-                yield "validate", Check("reference", name, message, missing & ~known)
-                message = f"refers to a record of {spec.ref} that is in quarantine"
-                yield "validate", Check("parent", name, message, missing & known)
+                lost.append(refers(spec))
+            for check in spec.checks:
+                is_doubled = lost and check.rule == "required"
+                yield replace(check, broken=check.broken & ~pl.any_horizontal(lost)) if is_doubled else check
 
     def _own_checks(self) -> Iterator[tuple[str, Check]]:
         """A key of several columns stands as it is in the name of its record's stream. What a retry would
@@ -307,6 +292,10 @@ class _Judgement:
         made = made.rename({"_record": made_for})
         keyed = made.join(frame.select("_key", "_record"), on=made_for, how="inner", maintain_order="left")
         return keyed.select("_record", cs.starts_with("t:"), "_key")
+
+
+def _ill_typed(column: str) -> pl.Expr:
+    return pl.col("_ill_typed").str.split(",").list.contains(column).fill_null(value=False)
 
 
 def _without(frame: pl.DataFrame, violations: pl.DataFrame) -> pl.DataFrame:

@@ -224,6 +224,18 @@ def loaded_chunks(connection: sa.Connection, migration_id: str, entity: str) -> 
     return {row.number: row for row in connection.execute(statement.order_by(chunks.c.number))}
 
 
+def loaded_chunk(
+    connection: sa.Connection, migration_id: str, entity: str, number: int
+) -> sa.Row[Any] | None:
+    """One chunk; None while it is not loaded. To look for it among all would cost ever more to the end."""
+    return connection.execute(sa.select(chunks).where(_is_chunk(migration_id, entity, number))).one_or_none()
+
+
+def _is_chunk(migration_id: str, entity: str, number: int) -> sa.ColumnElement[bool]:
+    place = (chunks.c.migration_id == migration_id, chunks.c.entity == entity, chunks.c.number == number)
+    return sa.and_(*place)
+
+
 def any_chunk_loaded(connection: sa.Connection, migration_id: str) -> bool:
     """Whether the run has written any record."""
     statement = sa.select(chunks.c.number).where(chunks.c.migration_id == migration_id).limit(1)
@@ -234,11 +246,7 @@ def mark_chunk(
     connection: sa.Connection, migration_id: str, entity: str, number: int, **changes: Any
 ) -> None:
     """Change the state of one chunk."""
-    connection.execute(
-        sa.update(chunks)
-        .where(chunks.c.migration_id == migration_id, chunks.c.entity == entity, chunks.c.number == number)
-        .values(**changes)
-    )
+    connection.execute(sa.update(chunks).where(_is_chunk(migration_id, entity, number)).values(**changes))
 
 
 def forget_chunks(connection: sa.Connection, migration_id: str) -> None:

@@ -9,7 +9,7 @@ from pipelines.ops.migration import migration_id_of
 from pipelines.ops.reports import result_metadata, stage_metadata
 from resources.databases import DatabasesResource
 from resources.eventing import EventingResource
-from resources.migration_journal import MigrationJournal
+from resources.migration_journal import MigrationJournal, after_rollback
 from resources.workspace import WorkspaceResource
 
 
@@ -74,7 +74,7 @@ async def retry_records(
         async with migration.working(status="running"):
             outcome = await migration.engine.retry()
     except EventSourcingError as error:
-        await migration.journaling.ended("failed", failure=str(error))
+        await migration.ended_by(error)
         raise dg.Failure(str(error), allow_retries=False) from error
     metadata = {**stage_metadata(outcome), **await migration.report()}
     await migration.journaling.ended("completed", progress=100)
@@ -96,20 +96,18 @@ async def roll_back(
         await migration.journal.update(config.migration_id, rollback_preview=facts)
         context.add_output_metadata(result_metadata(facts))
         return
-    row = await migration.take({}, status="rolling_back", after=("completed", "rolled_back"))
+    await migration.take({}, status="rolling_back", after=("completed", "rolled_back"))
     try:
         async with migration.working(status="rolling_back"):
             outcome = await migration.engine.rollback(
                 config.reason, to_stage=config.to_stage, force=config.force
             )
-            if config.to_stage is None:
+            if outcome.facts["to_stage"] is None:
                 await migration.engine.verify()
     except EventSourcingError as error:
-        before = row.get("status_before", "failed")
-        await migration.journaling.ended("failed" if before == "interrupted" else before, failure=str(error))
+        await migration.ended_by(error)
         raise dg.Failure(str(error), allow_retries=False) from error
-    status = "rolled_back" if config.to_stage is None else "cancelled"
-    await migration.journaling.ended(status, rollback=outcome.facts)
+    await migration.journaling.ended(after_rollback(outcome.facts), rollback=outcome.facts)
     context.add_output_metadata({**stage_metadata(outcome), **await migration.report()})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from eventsourcing.errors import EventSourcingError
 from eventsourcing.query import EventQuery
 from pipelines.config import MigrateConfig
 from pipelines.migration.context import Progress
-from pipelines.migration.errors import RunStoppedError
+from pipelines.migration.errors import MigrationError, RunStoppedError
 from pipelines.migration.report_page import page
 from pipelines.migration.run import Migration
 from pipelines.ops.reports import Metadata, report_metadata
@@ -85,6 +85,13 @@ class JournaledMigration:
             await self.engine.pause()
             await self.journaling.ended("cancelled")
             raise dg.Failure("cancelled", allow_retries=False) from error
+
+    async def ended_by(self, error: EventSourcingError) -> None:
+        """The work failed. A run that was over before is over still, whatever was refused."""
+        in_target: str | None = None
+        with suppress(MigrationError):  # a target that cannot be reached tells nothing
+            in_target = await self.engine.status()
+        await self.journaling.failed(str(error), in_target=in_target)
 
     async def link(self) -> None:
         """Tag the run with the migration that it runs; its events carry the run's id."""

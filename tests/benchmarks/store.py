@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import json
 import os
 import sys
@@ -181,16 +182,17 @@ class Bench:
         written = []
         for start in range(0, FRAMED, 10_000):
             chunk = to_chunk(rows.slice(start, 10_000), ids, first_row=start)
-            text = postgres_frames.as_text(chunk.frame)
             positions = list(range(first + start, first + start + 10_000))
-            placed = postgres_frames.placed(text, postgres_frames.NO_HEADS, positions, now)
+            placed = postgres_frames.placed(chunk.frame, postgres_frames.NO_HEADS, positions)
             assert placed is not None
-            written.append(postgres_frames.written(placed))
-            columns = placed.columns
+            written.append([piece async for piece in postgres_frames.pieces(placed, now)])
 
         async def work() -> None:
-            for text in written:
-                await self.pool.copy_to_table(table, source=text, columns=columns, format="text")
+            for chunks in written:
+                source = io.BytesIO(b"".join(chunks))
+                await self.pool.copy_to_table(
+                    table, source=source, columns=copyformat.COLUMNS, format="binary"
+                )
 
         return await rate(FRAMED, work())
 

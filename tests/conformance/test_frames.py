@@ -141,6 +141,30 @@ async def test_a_chunk_stored_before_its_entry_was_written_is_found(store: Event
     assert len(await everything(store)) == first.appended
 
 
+async def test_a_chunk_noted_by_an_older_version_is_found(store: EventStore) -> None:
+    """Its digest cannot be compared; the events themselves are."""
+    await store.append_frame(frame(20), name="older", chunk_rows=10)
+    async with store.storage.transaction() as transaction:
+        for key, noted in [*await transaction.scan(CHUNKS, prefix="older")]:
+            await transaction.put(CHUNKS, key, {**noted, "digest": "0" * 32})
+    changed = pl.concat([frame(20)[:15], frame(20, data=["{}"] * 20)[15:]])
+    with pytest.raises(DuplicateEventError):
+        await store.append_frame(changed, name="older", chunk_rows=10)
+    again = await store.append_frame(frame(20), name="older", chunk_rows=10)
+    assert (again.rows, again.appended_now) == (20, 0)
+    assert len(await everything(store)) == 20
+
+
+async def test_streams_of_awkward_names_grow(store: EventStore) -> None:
+    names = ["back\\slash", "\\N", 'ü "quoted"', "tab\\t"]
+    for number in range(2):
+        await store.append_frame(frame(4, aggregate_id=names), name=f"awkward {number}")
+    events = await everything(store)
+    assert sorted((event.aggregate_id, event.event_version) for event in events) == sorted(
+        (name, version) for name in names for version in (1, 2)
+    )
+
+
 async def test_other_rows_under_the_same_name_are_refused(store: EventStore) -> None:
     await store.append_frame(frame(20), name="taken", chunk_rows=10)
     changed = pl.concat([frame(20)[:15], frame(20, data=["{}"] * 20)[15:]])

@@ -210,6 +210,41 @@ def test_a_killed_run_is_taken_up_at_once(terminal: Terminal) -> None:
     assert resumed.returncode == 0, resumed.stderr
 
 
+def test_a_refused_rollback_leaves_a_completed_migration_completed(terminal: Terminal) -> None:
+    assert terminal.run(*terminal.over("run", "--id", "m-1")).returncode == 0
+    line = refused(terminal.run(*terminal.over("rollback", "--id", "m-1", "--to-stage", "nowhere")))
+    assert "'nowhere' is no stage to go back to" in line
+    assert "is completed; there is nothing to resume" in refused(
+        terminal.run(*terminal.over("resume", "--id", "m-1"))
+    )
+    terminal.sql("UPDATE users SET note = 'x' WHERE id = (SELECT max(id) FROM users)")
+
+    foreseen = terminal.run(*terminal.over("rollback", "--id", "m-1", "--dry-run"))
+    assert foreseen.returncode == 0, foreseen.stderr
+    users = int(str(terminal.sql("SELECT count(*) FROM users")))
+    assert re.search(rf"users +│ +{users - 1} │ +1 │ +0 ", foreseen.stdout)
+
+    parted = terminal.run(*terminal.over("rollback", "--id", "m-1"))
+    assert parted.returncode == 1
+    assert re.search(r"left as they are +│ +[1-9]", parted.stdout)
+    assert re.search(r"│ users +│ \d+ +│ users \d+ was changed by others", parted.stdout)
+    assert "by the same command with --force" in parted.stdout
+    assert terminal.run(*terminal.over("rollback", "--id", "m-1", "--force")).returncode == 0
+    assert "is rolled back; take a new id" in refused(terminal.run(*terminal.over("run", "--id", "m-1")))
+
+
+@pytest.mark.parametrize(
+    "command", [("verify",), ("rollback",), ("rollback", "--dry-run"), ("quarantine", "retry")]
+)
+def test_a_migration_that_the_target_does_not_hold_leaves_no_trace(
+    terminal: Terminal, command: tuple[str, ...]
+) -> None:
+    group, rest = ((), command) if command[0] != "quarantine" else (command[:1], command[1:])
+    line = refused(terminal.run(*group, *terminal.over(rest[0], *rest[1:], "--id", "nothing")))
+    assert line == "esm: the target holds no migration 'nothing'"
+    assert "no migration 'nothing'" in refused(terminal.run(*terminal.over("resume", "--id", "nothing")))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from pipelines.migration import (
     SourceError,
     TargetError,
     TargetNotEmptyError,
+    WorkFolderError,
     load_mapping,
     parse_mapping,
 )
@@ -79,7 +83,11 @@ async def test_a_target_that_is_not_empty(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("postgresql://ada:hunter2@127.0.0.1:1/none", "the target database 'none' cannot be reached"),
+        (
+            "postgresql://ada:hunter2@127.0.0.1:1/none",
+            "the target database 'none' cannot be reached: no server answers, it does not exist, or it does "
+            "not let this user in",
+        ),
         ("mysql://127.0.0.1/none", "targets of kind 'mysql' are not supported in this version"),
         ("nonsense", "the target is not a database URL such as postgresql://…"),
     ],
@@ -109,6 +117,77 @@ async def test_a_run_goes_on_only_under_the_mapping_it_began_with(lab: Lab) -> N
         await lab.migration(store).start()
         with pytest.raises(MigrationError, match="began under another mapping"):
             await lab.migration(store, mapping=load_mapping(mapping_path())).extract()
+
+
+async def test_a_target_that_changed_since_the_run_began_is_named_before_anything_is_loaded(lab: Lab) -> None:
+    async with EventStore(use_memory=True) as store:
+        await lab.migration(store).start()
+        lab.execute("ALTER TABLE users RENAME note TO remark")
+        lab.execute("ALTER TABLE users ALTER expire TYPE text")
+        lab.execute("DROP TABLE subscription_redirects")
+        with pytest.raises(TargetError) as caught:
+            await lab.migration(store).run()
+        assert str(caught.value) == (
+            "the target changed since the run began: the table subscription_redirects is gone, "
+            "users.expire is text and was integer, users.note is gone; put it back, and resume"
+        )
+        assert [event.event_type for event in await store.get_events("migration-1")][-1] == "migration.failed"
+    assert lab.rows("admins") == 0
+
+
+async def test_a_read_only_target_is_told_to_be_one(lab: Lab) -> None:
+    lab.execute(
+        f"ALTER DATABASE {lab.target_url.rpartition('/')[2].partition('?')[0]} "
+        "SET default_transaction_read_only = on"
+    )
+    assert await refused(lab, TargetError) == (
+        "the target refused a statement: it is read-only (SQLSTATE 25006)"
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 300 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], check=False
+        ).returncode
+    ):
+        pytest.skip("a disk of its own can be mounted by root alone")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def grow(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+
+
+def drafts(folder: Path) -> list[Path]:
+    return [*folder.rglob("*.draft")]
+
+
+async def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(lab: Lab, small_disk: Path) -> None:
+    lab.work_dir = small_disk
+    (small_disk / "filler").write_bytes(bytes(250 << 10))
+    async with EventStore(use_memory=True) as store:
+        with pytest.raises(WorkFolderError) as caught:
+            await lab.migration(store).run()
+        assert str(caught.value) == (
+            "the work folder cannot be written: no space left on device; make room, and resume"
+        )
+        assert drafts(small_disk) == []
+        failed = (await store.get_events("migration-1"))[-1]
+        assert failed.event_type == "migration.failed"
+        assert failed.data["error_details"]["resumable"]
+        with pytest.raises(WorkFolderError):
+            await lab.migration(store, "migration-2").preview()
+        (small_disk / "filler").unlink()
+        grow(small_disk)
+        await lab.migration(store).run()
+    assert lab.rows("users") > 0
 
 
 async def test_a_staged_file_that_was_touched_is_not_used(lab: Lab) -> None:

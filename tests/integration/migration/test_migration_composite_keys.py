@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from eventsourcing import EventStore, EventStoreConfig
 from eventsourcing.canonical import decode, encode
 from eventsourcing.events import RecordedEvent
 from eventsourcing.storage.upgrades import upgrade
+from pipelines.migration import parse_mapping
 from pipelines.migration.schema import Table
 from pipelines.migration.source import KeysetSnapshot, open_source
 from tests.integration.migration.lab import Lab, all_events, comparable_events
@@ -27,6 +29,7 @@ from tests.integration.migration.tenants import (
     TABLES,
     TENANTS,
     NewLab,
+    fill,
     mapping,
     numbers,
     ran,
@@ -303,3 +306,76 @@ def plan_of(snapshot: KeysetSnapshot, table: Table, key: tuple[str, ...]) -> str
         return "\n".join(str(row[-1]) for row in rows)
     connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
     return "\n".join(str(row[0]) for row in connection.exec_driver_sql(f"EXPLAIN {text}"))
+
+
+PARTS = """
+version: 1
+on_conflict: update
+chunk: {rows: 3}
+entities:
+  marks:
+    from: marks
+    to: marks
+    key: [who, kind, seen, day, is_old, place]
+    natural_key: [who, kind, seen, day, is_old, place]
+    emit: USER_MIGRATED
+    fields:
+      who: {from: who}
+      kind: {from: kind}
+      seen: {from: seen, transform: [{datetime: {from: naive_utc, to: timestamptz}}]}
+      day: {from: day}
+      is_old: {from: is_old}
+      place: {from: place}
+      note: {from: note}
+"""
+
+
+def marks(kind: sa.types.TypeEngine[Any], *, zone: bool) -> sa.MetaData:
+    metadata = sa.MetaData()
+    parts = {
+        "who": sa.Uuid(as_uuid=False).with_variant(sa.Text(), "sqlite"),
+        "kind": kind,
+        "seen": sa.DateTime(timezone=zone),
+        "day": sa.Date(),
+        "is_old": sa.Boolean(),
+        "place": sa.BigInteger(),
+    }
+    columns = [sa.Column(name, of, primary_key=True, autoincrement=False) for name, of in parts.items()]
+    sa.Table("marks", metadata, *columns, sa.Column("note", sa.Text))
+    return metadata
+
+
+@EVERY_TARGET
+@EVERY_SOURCE
+async def test_every_kind_of_a_part(source: str, target: str, tenants_lab: NewLab) -> None:
+    lab = tenants_lab(source, target, rows={})
+    seen = datetime(2024, 2, 1, 12, 30, 15, 123456)  # noqa: DTZ001 - the source's own clock
+    rows = [
+        {
+            "who": f"550e8400-e29b-41d4-a716-44665544{place:04}",
+            "kind": ["new", "used"][place % 2],
+            "seen": seen + timedelta(microseconds=place % 3, seconds=place % 2),
+            "day": date(2024, 2, 28) + timedelta(days=place),
+            "is_old": place % 2 == 0,
+            "place": place - 4,
+            "note": f"note {place}",
+        }
+        for place in range(8)
+    ]
+    fill(lab.source_url, marks(sa.Text(), zone=False), {"marks": rows})
+    fill(lab.target_url, marks(sa.Enum("new", "used", name="mark_kind"), zone=True), {})
+    parted = Lab(lab.source_url, lab.target_url, lab.work_dir, parse_mapping(PARTS), ("marks",))
+    async with EventStore(use_memory=True) as store:
+        outcome = await parted.migration(store).run()
+        assert outcome.facts["statistics"]["total"]["inserted"] == 8
+        again = await parted.migration(store, "migration-2").run()
+        assert again.facts["statistics"]["total"]["unchanged"] == 8
+        lab.execute("UPDATE marks SET note = 'mine' WHERE place = -4")
+        (found,) = (await parted.migration(store).verify()).facts["differences"]
+        assert (found["kind"], found["columns"]) == ("changed", ["note"])
+        lab.execute("UPDATE marks SET note = 'note 0' WHERE place = -4")
+        assert (await parted.migration(store).verify()).facts["ok"]
+        for migration_id in ("migration-2", "migration-1"):
+            undone = (await parted.migration(store, migration_id).rollback("as it was")).facts
+            assert (undone["conflicts"], undone["residual_diff"]) == (0, 0)
+    assert lab.rows("marks") == 0

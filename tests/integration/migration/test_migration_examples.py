@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import sqlalchemy as sa
+import yaml
 
 from eventsourcing import EventStore
 from pipelines.migration import Mapping, StageOutcome, load_mapping
@@ -25,6 +28,15 @@ def prepared(url: str, script: Path) -> str:
                 connection.exec_driver_sql(statement)
     engine.dispose()
     return url
+
+
+@pytest.mark.parametrize(
+    "example", sorted(EXAMPLES.glob("*/mapping.yaml")), ids=lambda path: path.parent.name
+)
+def test_an_editor_finds_nothing_wrong_with_an_example(example: Path) -> None:
+    published = json.loads((EXAMPLES.parent / "docs" / "mapping.schema.json").read_text())
+    wrong = jsonschema.Draft202012Validator(published).iter_errors(yaml.safe_load(example.read_text()))
+    assert [error.message for error in wrong] == []
 
 
 def counted(outcome: StageOutcome, entity: str) -> dict[str, int]:

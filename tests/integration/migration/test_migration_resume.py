@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 import textwrap
@@ -102,6 +103,30 @@ async def test_a_crash_between_the_target_and_the_events(lab: Lab, finished: Fin
         with pytest.raises(CrashError):
             await lab.migration(CrashingLog(store, at_append=2, after_storing=False)).load()
         assert 0 < lab.rows("users") < 200
+        await lab.migration(store).run()
+        events = await all_events(store)
+    assert (lab.dump(), comparable_events(events)) == undisturbed(finished)
+
+
+@pytest.mark.parametrize("stage", ["extract", "load"])
+async def test_a_run_that_an_earlier_version_began(lab: Lab, finished: Finished, stage: str) -> None:
+    """Its manifest names one column as a table's key, and says whether a constraint folds case, not where."""
+
+    def crash(progress: Progress) -> None:
+        if progress.stage == stage and progress.entity == "users":
+            raise CrashError
+
+    async with EventStore(use_memory=True) as store:
+        with pytest.raises(CrashError):
+            await lab.migration(store, on_progress=crash).run()
+        path = lab.work_dir / "migration-1" / "manifest.json"
+        manifest = json.loads(path.read_bytes())
+        for side in ("source_tables", "target_tables"):
+            for table in manifest[side].values():
+                (table["key"],) = table["key"]
+                for unique in table["unique"]:
+                    unique["folds_case"] = bool(unique.pop("folded"))
+        path.write_text(json.dumps(manifest))
         await lab.migration(store).run()
         events = await all_events(store)
     assert (lab.dump(), comparable_events(events)) == undisturbed(finished)

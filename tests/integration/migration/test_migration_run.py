@@ -15,7 +15,7 @@ import xxhash
 from eventsourcing import EventStore
 from eventsourcing.catalogue import MIGRATION_SEQUENCE
 from eventsourcing.events import EventType
-from pipelines.migration import StageOrderError, ThresholdExceededError, parse_mapping
+from pipelines.migration import ThresholdExceededError, UnknownRunError, parse_mapping
 from pipelines.migration.legacy_panel import DEFECTS, found_defects, mapping_path
 from tests.integration.migration.lab import USERS, Finished, Lab, Panel
 
@@ -137,7 +137,7 @@ async def test_staged_files_are_for_their_owner_only(lab: Lab) -> None:
 
 async def test_stages_may_each_have_their_own_object_but_keep_their_order(lab: Lab) -> None:
     async with EventStore(use_memory=True) as store:
-        with pytest.raises(StageOrderError):
+        with pytest.raises(UnknownRunError):
             await lab.migration(store).extract()
         for stage in (
             "start",
@@ -154,7 +154,7 @@ async def test_stages_may_each_have_their_own_object_but_keep_their_order(lab: L
         assert [event.event_type for event in await store.get_events("migration-1")] == list(
             MIGRATION_SEQUENCE
         )
-        with pytest.raises(StageOrderError):
+        with pytest.raises(UnknownRunError):
             await lab.migration(store, "migration-2").verify()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from eventsourcing import EventQuery, EventStore, EventStoreConfig
 from eventsourcing.storage.upgrades import upgrade
 from pipelines.migration import buckets, parse_mapping, told
 from pipelines.migration.legacy_panel import mapping_path
+from pipelines.migration.target import open_target
 from tests.integration.migration.lab import Lab
 
 
@@ -110,14 +112,15 @@ async def test_what_is_sound_is_compared_without_reading_any_payload(
     lab: Lab, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records and their children alike; the first child that was changed makes the payloads be read."""
-    url, read, decode = new_database(), list[str](), told._target_data
+    url, decode = new_database(), told._target_data
+    read: list[str] = []
     await upgrade(url)
 
-    def watched(payload: str) -> dict[str, Any]:
+    def noted(payload: str) -> told.Row:
         read.append(payload)
         return decode(payload)
 
-    monkeypatch.setattr(told, "_target_data", watched)
+    monkeypatch.setattr(told, "_target_data", noted)
     async with EventStore(EventStoreConfig(database_url=url)) as store:
         await lab.migration(store).run()
         assert (await lab.migration(store).verify()).facts["ok"]
@@ -139,6 +142,33 @@ class SpacedOut:
         async for frame in self._frames(query):
             spaced = [json.dumps(json.loads(text)) for text in frame["data"]]
             yield frame.with_columns(pl.Series("data", spaced, dtype=pl.String))
+
+
+async def test_a_scan_that_nobody_reads_to_its_end_frees_its_connection(lab: Lab) -> None:
+    """A page a row, of which two are made ahead: the server waits for the third to be taken."""
+    async with EventStore(use_memory=True) as store:
+        await lab.migration(store).run()
+    target = open_target(lab.target_url)
+    users = target.tables({"users"})["users"]
+
+    def leave() -> None:
+        with target.transaction() as transaction:
+            pages = transaction.scan(users, ["id"], rows=1)
+            assert next(pages).height == 1
+            raise LookupError
+
+    with pytest.raises(LookupError) as left:
+        leave()
+    assert left.tb is not None, "whose frames hold the scan"
+    for thread in threading.enumerate():
+        if thread.name.startswith("outflow"):
+            thread.join(5)
+            assert not thread.is_alive()
+    with target.transaction() as transaction:
+        next(pages := transaction.scan(users, ["id"], rows=1))
+        del pages
+        assert transaction.count(users) == lab.rows("users") > 9
+    target.close()
 
 
 async def test_credentials_are_held_against_what_the_panel_derives_itself(lab: Lab) -> None:
@@ -201,3 +231,33 @@ def test_buckets_find_every_difference_however_little_they_hold(
     )
     assert found.matched == 5000 - 3
     assert buckets.compare(lambda: [frame], lambda: [frame.sort("hash")], first=100).unequal == []
+
+
+def side(*rows: tuple[str, str]) -> buckets.Rows:
+    return lambda: [pl.DataFrame([*rows], schema=["key", "hash"], orient="row")]
+
+
+def in_one_bucket() -> tuple[str, str]:
+    """Two keys that fall into the same bucket."""
+    first, *others = (str(number) for number in range(20 * buckets.COUNT))
+    place = [*buckets.Sums.of(side((first, ""))).buckets()]
+    same = (key for key in others if [*buckets.Sums.of(side((key, ""))).buckets()] == place)
+    return first, next(same)
+
+
+def test_what_cancels_itself_out_is_found() -> None:
+    """Equal rows in pairs, which an XOR of their hashes would not see, and hashes that changed places."""
+    doubled = buckets.compare(side(("k", "a"), ("k", "a")), side(("k", "b"), ("k", "b")), first=9)
+    assert doubled.rows == [("changed", "k")]
+    pairs = buckets.compare(side(("k", "a"), ("k", "b"), ("k", "b")), side(*[("k", "a")] * 3), first=9)
+    assert pairs.rows == [("changed", "k")]
+    two_more = buckets.compare(side(("k", "a")), side(*[("k", "a")] * 3), first=9)
+    assert two_more.rows == [("changed", "k")]
+    one, other = in_one_bucket()
+    for moved in (
+        side((one, "y"), (other, "x")),
+        side((one, "xy"), (other, "")),
+        side((one, "x"), (one, "y")),
+    ):
+        swapped = buckets.compare(side((one, "x"), (other, "y")), moved, first=9)
+        assert {key for _, key in swapped.rows} == {one, other}
