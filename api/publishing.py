@@ -89,7 +89,7 @@ async def publish_batch(
     async def publish(token: UUID) -> Response:
         drafts = _drafts(body, token)
         try:
-            recorded, _ = await store.append(drafts, expected_version=expected)
+            recorded, _ = await store.append(drafts, expected_version=expected or ANY)
         except (ConcurrencyError, DuplicateEventError) as error:
             raise problem_of(error, index=_index_of(error, drafts)) from None
         ids = [event.event_id for event in recorded]

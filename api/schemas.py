@@ -122,8 +122,6 @@ class EventBody(_Body):
         given = self.model_fields_set
         fields = {name: value for name, value in self.__dict__.items() if name in given}
         fields.pop("expected_version", None)
-        if fields.get("timestamp", ...) is None:
-            del fields["timestamp"]
         fields["event_id"] = self.event_id or otherwise
         return parse_event(fields, are_valid=True)
 

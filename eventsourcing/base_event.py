@@ -6,6 +6,7 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
@@ -49,6 +50,7 @@ _TYPE_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+@lru_cache(maxsize=1024)
 def known_type(value: str) -> str:
     """A well-formed event type; one of ours becomes its member. Raises ValueError for another form."""
     if not _TYPE_PATTERN.fullmatch(value):
@@ -103,8 +105,7 @@ def named_token(*names: str) -> UUID:
 def _hashed(milliseconds: int, text: str) -> UUID:
     """A UUIDv8 of a time and a hash (RFC 9562, 5.8)."""
     value = (milliseconds << 80) | int.from_bytes(hashlib.sha256(text.encode()).digest()[:10])
-    value = (value & ~(0xF << 76)) | (0x8 << 76)
-    return UUID(int=(value & ~(0x3 << 62)) | (0x2 << 62))
+    return UUID(int=value & ~(0xF << 76 | 0x3 << 62) | (0x8 << 76 | 0x2 << 62))
 
 
 class BaseEvent(BaseModel):

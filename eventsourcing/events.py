@@ -34,7 +34,7 @@ from eventsourcing.base_event import (
 )
 from eventsourcing.canonical import decode, encode
 from eventsourcing.errors import InvalidEventError
-from eventsourcing.kept_payload import KeptPayload
+from eventsourcing.kept_payload import KeptPayload, set_encoded
 from eventsourcing.recorded_event import RecordedEvent
 from eventsourcing.upcasting import SCHEMA_VERSION, Lineage, register_lineage, write_newest
 
@@ -61,6 +61,13 @@ __all__ = [
 ]
 
 _DRAFT_FIELDS = frozenset(BaseEvent.model_fields)  # looking them up in the class costs more than the rest
+_LEFT_OUT: dict[str, Any] = {
+    "event_version": 0,
+    "correlation_id": None,
+    "causation_id": None,
+    "timestamp": None,
+    "metadata": {},
+}
 
 
 class EventPayload(BaseModel):
@@ -159,19 +166,19 @@ class TypedEvent(KeptPayload):
 
         Raises what the constructor raises for the payload.
         """
-        own = {"event_version": 0, "correlation_id": None, "causation_id": None, **fields}
+        own = {**_LEFT_OUT, **fields}
         if "event_id" not in own:
             own["event_id"] = new_event_id()
-        if "timestamp" not in own:
+        if own["timestamp"] is None:
             own["timestamp"] = datetime.now(UTC)
-        own["metadata"] = dict(fields.get("metadata", ()))
+        own["metadata"] = dict(own["metadata"])
         encoded, defaulted = encode_payload(cls, own.pop("data"), own["timestamp"])
         event = object.__new__(cls)
         set_fields(event, own)
         set_names(event, set(fields))
         set_extra(event, None)
         set_private(event, {"_defaulted": defaulted})
-        event.keep_payload(encoded)
+        set_encoded(event, encoded)
         return event
 
     @property
@@ -194,17 +201,20 @@ def encode_payload(
     Raises pydantic's ValidationError naming the payload's fields, or InvalidEventError.
     """
     model = cls.payload_model
-    defaulted = frozenset([name for name in _following(model) if given.get(name) is None])
-    payload = model.model_validate({**given, **dict.fromkeys(defaulted, timestamp)})
-    extra = payload.__pydantic_extra__ or {}
-    return encode({**payload.__dict__, **extra}), defaulted
+    defaulted = _following(model)
+    if not defaulted.isdisjoint(given):
+        defaulted = frozenset([name for name in defaulted if given.get(name) is None])
+    whole = {**given, **dict.fromkeys(defaulted, timestamp)}
+    payload = model.__pydantic_validator__.validate_python(whole)  # what model_validate comes to
+    extra = payload.__pydantic_extra__
+    return encode({**payload.__dict__, **extra} if extra else payload.__dict__), defaulted
 
 
 @cache
-def _following(model: type[BaseModel]) -> tuple[str, ...]:
+def _following(model: type[BaseModel]) -> frozenset[str]:
     """The fields of a payload that take the event's timestamp when they are left out."""
     fields = model.model_fields.items()
-    return tuple(name for name, field in fields if name.endswith("_at") and not field.is_required())
+    return frozenset(name for name, field in fields if name.endswith("_at") and not field.is_required())
 
 
 _registry: dict[str, type[TypedEvent]] = {}

@@ -22,7 +22,7 @@ class KeptPayload(BaseEvent):
     def keep_payload(self, encoded: bytes) -> None:
         """Take canonical JSON for the payload."""
         _get_fields(self).pop("data", None)
-        _set_encoded(self, encoded)
+        set_encoded(self, encoded)
 
     if not TYPE_CHECKING:  # to checkers an instance has a dictionary like any other
 
@@ -32,12 +32,12 @@ class KeptPayload(BaseEvent):
             fields, encoded = _get_fields(self), self.encoded_payload
             if encoded is not None:
                 fields["data"] = decode(encoded)
-                _set_encoded(self, None)
+                set_encoded(self, None)
             return fields
 
         @__dict__.setter
         def __dict__(self, fields: dict[str, Any]) -> None:
-            _set_encoded(self, None)
+            set_encoded(self, None)
             set_fields(self, fields)
 
 
@@ -51,5 +51,5 @@ class _Payload:
 
 
 _get_fields = vars(BaseModel)["__dict__"].__get__
-_set_encoded = vars(KeptPayload)["encoded_payload"].__set__
+set_encoded = vars(KeptPayload)["encoded_payload"].__set__
 setattr(KeptPayload, "data", _Payload())  # noqa: B010 - an assignment would be one to the field

@@ -14,7 +14,8 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, cast
+from operator import itemgetter
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -92,7 +93,7 @@ class Appender:
         rows = await self._pool.fetch(statement, *parameters, races_pass=True)
         if not rows:
             return None
-        rows.sort(key=lambda row: cast(int, row["position"]))
+        rows.sort(key=itemgetter("position"))
         return [recorded_event(_fields(new, *row)) for new, row in zip(pending, rows, strict=True)]
 
     async def _copy(self, pending: Sequence[NewEvent]) -> list[RecordedEvent] | None:
