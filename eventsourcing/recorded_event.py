@@ -106,13 +106,14 @@ class _Unread:
         return value if self._make is None else self._make(value)
 
     def __get__(self, event: RecordedEvent | None, owner: type) -> Any:
-        row = None if event is None else event._row
-        if row is None:
-            raise AttributeError(self._name)  # no class has a field; nor has a record that was built without
+        try:
+            value = event._row[self._place]  # type: ignore[union-attr, index]  # asking first costs every read
+        except (AttributeError, TypeError):
+            raise AttributeError(self._name) from None  # no class has a field; nor has one built without it
         make = self._make
         if make is None:
-            return row[self._place]
-        value = make(row[self._place])
+            return value
+        value = make(value)
         if make is decode:  # once: whoever changes a payload changes what the next one reads
             _get_fields(event)[self._name] = value
         return value

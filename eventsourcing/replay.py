@@ -218,51 +218,50 @@ class EventReplay:
         result: ReplayResult,
         takers: dict[str, list[EventHandler]],
     ) -> None:
-        """`takers` remembers which handlers take a type."""
+        """`takers` remembers which handlers take a type. What is counted is what was done, should the replay
+        be broken off between two events."""
         before = result.processed_events, result.failed_events
+        counted = done = 0
         try:
             for event in events:
                 handlers = takers.get(event.event_type)
                 if handlers is None:
                     handlers = [each for each in self._handlers if each.can_handle(event.event_type)]
                     takers[event.event_type] = handlers
-                fault = faults.get(event.position) if faults else None
-                if fault is None:
-                    failures = await self._run(handlers, event)
-                else:
+                failures: list[dict[str, Any]] = []
+                if faults and (fault := faults.get(event.position)) is not None:
                     failures = [_error(event, None, fault, attempts=0)] if handlers else []
-                self._count(result, event, failures)
-                if result.stopped:
-                    return
+                else:
+                    for handler in handlers:
+                        try:
+                            await handler.handle(event)
+                        except Exception as error:  # noqa: BLE001 - the supervising loop, which records it
+                            failures += await self._run_again(handler, event, error)
+                if failures:
+                    _passed(result, events[counted:done])
+                    counted = done + 1
+                    self._failed(result, event, failures)
+                    if result.stopped:
+                        return
+                done += 1
         finally:
+            _passed(result, events[counted:done])
             replayed = instruments().replayed
             replayed.labels("processed").inc(result.processed_events - before[0])
             replayed.labels("failed").inc(result.failed_events - before[1])
 
-    def _count(self, result: ReplayResult, event: RecordedEvent, failures: list[dict[str, Any]]) -> None:
-        """Note what came of an event. One that ends the replay is not passed: to carry on begins with it."""
-        if failures and self._config.stop_on_error:
+    def _failed(self, result: ReplayResult, event: RecordedEvent, failures: list[dict[str, Any]]) -> None:
+        """Note an event that failed. One that ends the replay is not passed: to carry on begins with it."""
+        if self._config.stop_on_error:
             result.stopped, result.stopping_errors = True, failures
             for shadow in self._shadows():
                 shadow.undo()
         else:
             result.position = event.position
         result.total_events += 1
-        if failures:
-            result.failed_events += 1
-            result.error_count += len(failures)
-            result.errors += failures[: MAX_ERRORS - len(result.errors)]
-        else:
-            result.processed_events += 1
-
-    async def _run(self, handlers: Sequence[EventHandler], event: RecordedEvent) -> list[dict[str, Any]]:
-        failures = []
-        for handler in handlers:
-            try:
-                await handler.handle(event)
-            except Exception as error:  # noqa: BLE001 - the supervising loop of a replay, which records it
-                failures += await self._run_again(handler, event, error)
-        return failures
+        result.failed_events += 1
+        result.error_count += len(failures)
+        result.errors += failures[: MAX_ERRORS - len(result.errors)]
 
     async def _run_again(
         self, handler: EventHandler, event: RecordedEvent, error: Exception
@@ -317,6 +316,14 @@ class EventReplay:
             "actual_sequence": actual,
             "differences": differences,
         }
+
+
+def _passed(result: ReplayResult, events: Sequence[RecordedEvent]) -> None:
+    """Note events that every handler took."""
+    if events:
+        result.position = events[-1].position
+        result.total_events += len(events)
+        result.processed_events += len(events)
 
 
 async def require_events(store: EventStore, aggregate_id: str) -> None:

@@ -219,3 +219,29 @@ async def test_a_snapshot_of_nothing_is_refused(store: EventStore) -> None:
         await EventReplay(store).create_snapshot("nobody")
 
     assert await newest_snapshot(store.storage, "nobody") is None
+
+
+async def test_a_replay_broken_off_within_a_batch_has_counted_what_it_did(migrated: EventStore) -> None:
+    """Whoever goes on from there handles no event twice, and leaves none out."""
+    faults: dict[int, BaseException] = {3: ValueError("not this one"), 6: asyncio.CancelledError()}
+    handled: list[BaseEvent] = []
+
+    class Breaking(InMemoryHandler):
+        async def handle(self, event: BaseEvent) -> None:
+            if fault := faults.pop(len(handled) + 1, None):
+                if isinstance(fault, Exception):
+                    handled.append(event)
+                raise fault
+            handled.append(event)
+
+    result = ReplayResult(horizon=await migrated.horizon())
+    replay = EventReplay(migrated, EventReplayConfig(max_retries=0))
+    replay.add_handler(Breaking())
+
+    with pytest.raises(asyncio.CancelledError):
+        await replay.replay(EventQuery(), going_on=result)
+    assert (result.total_events, result.processed_events, result.failed_events) == (5, 4, 1)
+
+    await replay.replay(EventQuery(), going_on=result)
+    assert (result.total_events, result.processed_events, result.failed_events) == (16, 15, 1)
+    assert handled == [event async for event in migrated.read(EventQuery())]
