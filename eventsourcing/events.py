@@ -61,13 +61,7 @@ __all__ = [
 ]
 
 _DRAFT_FIELDS = frozenset(BaseEvent.model_fields)  # looking them up in the class costs more than the rest
-_LEFT_OUT: dict[str, Any] = {
-    "event_version": 0,
-    "correlation_id": None,
-    "causation_id": None,
-    "timestamp": None,
-    "metadata": {},
-}
+_LEFT_OUT: dict[str, Any] = {"event_version": 0, "correlation_id": None, "causation_id": None, "metadata": {}}
 
 
 class EventPayload(BaseModel):
@@ -169,7 +163,7 @@ class TypedEvent(KeptPayload):
         own = {**_LEFT_OUT, **fields}
         if "event_id" not in own:
             own["event_id"] = new_event_id()
-        if own["timestamp"] is None:
+        if "timestamp" not in own:
             own["timestamp"] = datetime.now(UTC)
         own["metadata"] = dict(own["metadata"])
         encoded, defaulted = encode_payload(cls, own.pop("data"), own["timestamp"])
