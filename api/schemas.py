@@ -122,6 +122,8 @@ class EventBody(_Body):
         given = self.model_fields_set
         fields = {name: value for name, value in self.__dict__.items() if name in given}
         fields.pop("expected_version", None)
+        if self.timestamp is None:  # null says as little as nothing: a repeat is not held to the first one's
+            fields.pop("timestamp", None)
         fields["event_id"] = self.event_id or otherwise
         return parse_event(fields, are_valid=True)
 

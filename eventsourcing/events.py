@@ -61,13 +61,7 @@ __all__ = [
 ]
 
 _DRAFT_FIELDS = frozenset(BaseEvent.model_fields)  # looking them up in the class costs more than the rest
-_LEFT_OUT: dict[str, Any] = {
-    "event_version": 0,
-    "correlation_id": None,
-    "causation_id": None,
-    "timestamp": None,
-    "metadata": {},
-}
+_LEFT_OUT: dict[str, Any] = {"event_version": 0, "correlation_id": None, "causation_id": None, "metadata": {}}
 
 
 class EventPayload(BaseModel):

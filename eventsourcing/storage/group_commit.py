@@ -116,15 +116,18 @@ def _group(waiting: list[_Append]) -> tuple[list[_Append], list[_Append]]:
     named: dict[str, bool] = {}
     count = size = 0
     for place, append in enumerate(waiting):
+        versions: dict[str, bool] = {}
+        for new in append.events:
+            aggregate = new.event.aggregate_id
+            versions[aggregate] = versions.get(aggregate, False) or new.version != 0
+        if any(aggregate in named and (names or named[aggregate]) for aggregate, names in versions.items()):
+            rest.append(append)
+            continue
         count += len(append.events)
         size += sum(len(new.data) + len(new.metadata) for new in append.events)
         if group and (count > EVENTS_AT_MOST or size > BYTES_AT_MOST):
             rest += waiting[place:]
             break
-        versions = {new.event.aggregate_id: new.version != 0 for new in append.events}
-        if any(aggregate in named and (names or named[aggregate]) for aggregate, names in versions.items()):
-            rest.append(append)
-            continue
         named.update(versions)
         group.append(append)
     return group, rest

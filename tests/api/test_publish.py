@@ -65,6 +65,16 @@ async def test_the_same_event_id_again_answers_200_and_stores_nothing(
     assert second.headers["location"] == first.headers["location"]
 
 
+async def test_fields_that_are_null_say_as_little_as_fields_left_out(
+    events: httpx2.AsyncClient, unique: str
+) -> None:
+    body = a_body(unique, event_id=str(uuid4()), timestamp=None)
+    first = await events.post("/events", json=body)
+    again = await events.post("/events", json=body)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json() == first.json()
+
+
 async def test_an_event_id_with_other_content_is_a_conflict(events: httpx2.AsyncClient, unique: str) -> None:
     body = a_body(unique, event_id=str(uuid4()))
     await events.post("/events", json=body)

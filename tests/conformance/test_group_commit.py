@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import pytest
 
 from eventsourcing import (
     BaseEvent,
@@ -13,10 +15,15 @@ from eventsourcing import (
     EventStore,
     RecordedEvent,
 )
-from eventsourcing.drafts import NO_STREAM, prepare
+from eventsourcing.drafts import ANY, NO_STREAM, ExpectedVersion, prepare
 from eventsourcing.errors import UnavailableError
 from eventsourcing.storage.base import Appended, NewEvent
-from eventsourcing.storage.group_commit import EVENTS_AT_MOST, GroupCommit
+from eventsourcing.storage.group_commit import (
+    BYTES_AT_MOST,
+    EVENTS_AT_MOST,
+    UNDER_WAY,
+    GroupCommit,
+)
 from eventsourcing.storage.postgres import PostgresStorage
 from tests.factories import draft, same
 
@@ -87,25 +94,142 @@ class Slow:
 
     def __init__(self, *, failure: Exception | None = None) -> None:
         self.failure = failure
+        self.refusal: Exception | None = None
         self.alone: list[tuple[int, bool]] = []
         self.together: list[int] = []
-        self.gate = asyncio.Event()
+        self.sent: list[str] = []
+        self.gate, self.disk, self.third = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.disk.set()
         self.commit = GroupCommit(self._alone, self._together)
 
     async def _alone(self, events: Sequence[NewEvent], lost: bool) -> Appended:
         self.alone.append((len(events), lost))
         await self.gate.wait()
+        if self.refusal is not None:
+            raise self.refusal
         return Appended([], frozenset())
 
     async def _together(self, events: Sequence[NewEvent]) -> list[RecordedEvent] | None:
         self.together.append(len(events))
+        if len(self.together) == 3:
+            self.third.set()
+        self.sent += [new.event.aggregate_id for new in events]
+        await self.disk.wait()
         if self.failure is not None:
             raise self.failure
         return []
 
     def call(self, count: int = 1) -> asyncio.Task[Appended]:
-        events: list[BaseEvent] = [draft(f"seat-{n}") for n in range(count)]
-        return asyncio.create_task(self.commit.append(prepare(events)))
+        return self.send(*(draft(f"seat-{n}") for n in range(count)))
+
+    def send(self, *events: BaseEvent, expected: ExpectedVersion = ANY) -> asyncio.Task[Appended]:
+        return asyncio.create_task(self.commit.append(prepare(events, expected)))
+
+    async def occupied(self) -> list[asyncio.Task[Appended]]:
+        """As many appends under way as go alone; what is sent now waits."""
+        calls = [self.call() for _ in range(UNDER_WAY)]
+        await asyncio.sleep(0)
+        return calls
+
+    async def let_go(self, *calls: asyncio.Task[Appended]) -> None:
+        self.gate.set()
+        await asyncio.gather(*calls)
+
+
+NAMED = {"expected": NO_STREAM}
+PAIRS: dict[str, Callable[[Slow], list[asyncio.Task[Appended]]]] = {
+    "the first names its version": lambda slow: [slow.send(draft("x"), **NAMED), slow.send(draft("x"))],
+    "the second does": lambda slow: [slow.send(draft("x")), slow.send(draft("x"), **NAMED)],
+    "both do": lambda slow: [slow.send(draft("x"), **NAMED), slow.send(draft("x"), **NAMED)],
+    "one of its events does": lambda slow: [
+        slow.send(draft("x", event_version=1), draft("x")),
+        slow.send(draft("x")),
+    ],
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+async def test_appends_to_one_aggregate_of_which_one_names_its_version_go_apart(pair: str) -> None:
+    slow = Slow()
+    busy = await slow.occupied()
+    calls = [*PAIRS[pair](slow), slow.send(draft("y"))]
+    await asyncio.sleep(0)
+    await slow.let_go(*busy, *calls)
+    first = slow.sent.index("y") + 1
+    assert slow.sent[:first].count("x") == len(slow.sent[:first]) - 1
+    assert slow.together == [first, 1]
+    assert slow.sent[first:] == ["x"]
+
+
+async def test_appends_to_one_aggregate_that_name_no_version_go_together() -> None:
+    slow = Slow()
+    busy = await slow.occupied()
+    calls = [slow.send(draft("x")), slow.send(draft("x"), draft("y")), slow.send(draft("z"))]
+    await asyncio.sleep(0)
+    await slow.let_go(*busy, *calls)
+    assert slow.sent == ["x", "x", "y", "z"]
+    assert slow.together == [4]
+
+
+async def test_nobody_is_answered_before_the_group_is_stored() -> None:
+    slow = Slow()
+    slow.disk.clear()
+    busy = await slow.occupied()
+    calls = [slow.send(draft(f"seat-{n}")) for n in range(3)]
+    await asyncio.sleep(0)
+    await slow.let_go(*busy)
+    await asyncio.sleep(0.01)
+    assert slow.together == [3]
+    assert not any(call.done() for call in calls)
+    slow.disk.set()
+    await asyncio.gather(*calls)
+
+
+@pytest.mark.parametrize("failure", [None, UnavailableError("the disk is full")], ids=["stored", "failed"])
+async def test_what_has_landed_makes_room(failure: Exception | None) -> None:
+    slow = Slow(failure=failure)
+    slow.refusal = failure
+    calls = [*await slow.occupied(), *(slow.call() for _ in range(3))]
+    await asyncio.sleep(0)
+    slow.gate.set()
+    await asyncio.gather(*calls, return_exceptions=True)
+    slow.gate.clear()
+    slow.alone.clear()
+    again = await slow.occupied()
+    assert slow.alone == [(1, False)] * UNDER_WAY
+    slow.refusal = None
+    await slow.let_go(*again)
+
+
+async def test_what_was_given_up_before_it_went_is_not_sent() -> None:
+    slow = Slow()
+    busy = await slow.occupied()
+    calls = [slow.send(draft(f"seat-{n}")) for n in range(4)]
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    await asyncio.sleep(0)
+    await slow.let_go(*busy, calls[0], *calls[2:])
+    assert slow.sent == ["seat-0", "seat-2", "seat-3"]
+
+
+async def test_a_group_is_not_heavier_than_its_limit() -> None:
+    slow = Slow()
+    busy = await slow.occupied()
+    heavy = "x" * (BYTES_AT_MOST // 3)
+    calls = [slow.send(draft(f"seat-{n}", data={"passenger": heavy})) for n in range(4)]
+    await asyncio.sleep(0)
+    await slow.let_go(*busy, *calls)
+    assert slow.together == [2, 2]
+
+
+async def test_those_that_do_not_fit_into_a_group_wait_no_longer_than_others() -> None:
+    slow = Slow()
+    slow.disk.clear()
+    busy = await slow.occupied()
+    calls = [slow.send(draft("x"), expected=NO_STREAM) for _ in range(3)]
+    await slow.third.wait()
+    slow.disk.set()
+    await slow.let_go(*busy, *calls)
 
 
 async def test_an_attempt_lost_on_its_way_is_settled_by_each() -> None:
