@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -13,13 +12,11 @@ import orjson
 from fastapi import Depends, Request
 from fastapi.responses import Response
 
-from api.launcher import Launcher
+from api.launcher import Launcher, StartedOnDemand
 from api.problems import POSITION_NOT_REACHED, UNAVAILABLE, ProblemError
 from eventsourcing import EventStore, RecordedEvent
 from eventsourcing.bootstrap import System
 from eventsourcing.personal import masked_fields
-
-log = logging.getLogger("esm.api.jobs")
 
 POSITION_WAIT_S = 5.0
 """How long a read waits for its `min_position`."""
@@ -37,9 +34,9 @@ async def _store(request: Request) -> EventStore:
 
 async def _launcher(request: Request) -> Launcher:
     try:
-        launcher: Launcher = await request.app.state.launcher()
+        jobs: StartedOnDemand = request.app.state.jobs
+        launcher = await jobs.started()
     except Exception as error:
-        log.exception("no job can be started")
         raise ProblemError(UNAVAILABLE, "Jobs cannot be started here.") from error
     return launcher
 

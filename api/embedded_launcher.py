@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -49,8 +50,15 @@ LONG_LANES = 2
 _GRACE_S = 2.0
 """How long a cancelled run may take to end in good order, its own rows included, before it is interrupted."""
 
+_WARM_S = 60.0
+"""How long a new process may take to import the jobs."""
+
+_NO_RUN = "00000000-0000-0000-0000-000000000000"
+
 _STOP_S = 5.0
 """How long a stopping server waits for its runs to end in good order."""
+
+log = logging.getLogger("esm.api.launcher")
 
 REPOSITORY = "__repository__"
 _BEGINNING = (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED)
@@ -70,6 +78,8 @@ class EmbeddedLauncher:
         self._workers: list[asyncio.Task[None]] = []
         self._ended: dict[str, asyncio.Future[bool]] = {}
         self._insisting: set[asyncio.Task[None]] = set()
+        self._unsettled: dict[str, str] = {}
+        self._fault: str | None = None
 
     async def start(self) -> None:
         """See Launcher. Runs that a dead server of this host left unfinished are failed first."""
@@ -131,6 +141,30 @@ class EmbeddedLauncher:
             self._insisting.add(insisting)
             insisting.add_done_callback(self._insisting.discard)
 
+    async def check(self) -> None:
+        """See Launcher. Once Dagster's storage is back, runs that could not be settled are, and idle lanes get
+        new processes, for the connections of the old ones broke; so do lanes that were found broken."""
+        try:
+            await asyncio.to_thread(self.instance.get_runs_count, RunsFilter(run_ids=[_NO_RUN]))
+        except Exception:
+            self._fault = "Dagster's storage was away"
+            raise
+        for run_id, reason in list(self._unsettled.items()):
+            await asyncio.to_thread(self._settle, run_id, reason)
+            del self._unsettled[run_id]
+        if self._fault is not None:
+            await self._renew_lanes()
+            self._fault = None
+
+    async def _renew_lanes(self) -> None:
+        """Give idle lanes new processes, and see that one of them can begin."""
+        for lane in self.lanes:
+            if lane.running is None:
+                lane.end()
+                lane.renew()
+        async with asyncio.timeout(_WARM_S):
+            await self.lanes[0].warm()
+
     async def _insist(self, lane: Lane, run_id: str) -> None:
         """Interrupt a run that does not end by itself."""
         await self.wait(run_id, _GRACE_S)
@@ -169,15 +203,22 @@ class EmbeddedLauncher:
                     return "its process was killed"
                 # The process had died idle: the run has not begun, and a new process takes it.
             except Exception as error:  # noqa: BLE001 - a supervising loop: the run records it, others go on
+                self._fault = f"a run could not be executed: {type(error).__name__}"
                 return f"it could not be executed: {type(error).__name__}"
             else:
+                self._fault = None
                 return "it ended without a result"
+        self._fault = "the processes of a run ended before it began"
         return "its processes were killed"
 
     async def _end(self, run_id: str, reason: str, *, canceled: bool = False) -> None:
         """Make sure that a run is finished in the instance, and tell those who wait for it."""
         ended = self._ended.pop(run_id, None)
-        success = await asyncio.to_thread(self._settle, run_id, reason, canceled=canceled)
+        try:
+            success = await asyncio.to_thread(self._settle, run_id, reason, canceled=canceled)
+        except Exception:
+            log.exception("run %s is over, and Dagster could not be told", run_id)
+            self._unsettled[run_id], success = reason, False
         if ended is not None and not ended.done():
             ended.set_result(success)
 

@@ -153,7 +153,7 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
         async with open_system(settings) as system:
             read_connections(system.settings)  # a wrong file is told now, not at the first migration
             jobs = StartedOnDemand(lambda: launcher or make_launcher(system.settings))
-            app.state.system, app.state.launcher = system, jobs.started
+            app.state.system, app.state.jobs = system, jobs
             async with open_doors(app, system):
                 try:
                     yield

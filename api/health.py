@@ -1,7 +1,8 @@
 """Health: `/livez` asks nobody, `/readyz` asks the store, `/health` is the summary for people.
 
-`unhealthy` (503) while the store is down. `degraded` (200) while Kafka is away or a worker does not get on:
-the service does its own work all the same, and what waits goes on by itself.
+`unhealthy` (503) while the store is down. `degraded` (200) while Kafka is away, a worker does not get on, or
+Dagster cannot start or execute jobs: the service does the rest of its work all the same, and what waits goes
+on by itself.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from api.access import OPEN
 from api.dependencies import OpenSystem, json_response
+from api.launcher import StartedOnDemand
 from api.requests import JsonRoute
 from eventsourcing import EventSourcingError
 from eventsourcing.bootstrap import System
@@ -51,12 +53,18 @@ def health_router(service: str) -> APIRouter:
         responses={503: {"description": "The store is down"}},
         openapi_extra=OPEN,
     )
-    async def health(system: OpenSystem) -> Response:
+    async def health(request: Request, system: OpenSystem) -> Response:
         """What works and what does not."""
         store, broker = await asyncio.gather(_store_checks(system), _kafka_check(system))
-        return _answered(service, system, store | broker)
+        return _answered(service, system, store | broker | _jobs_check(request))
 
     return router
+
+
+def _jobs_check(request: Request) -> dict[str, Any]:
+    """Whether jobs can be started here, as far as that was needed; nothing for a process without jobs."""
+    jobs: StartedOnDemand | None = getattr(request.app.state, "jobs", None)
+    return {} if jobs is None else {"jobs": jobs.report()}
 
 
 def _answered(service: str, system: System, checks: dict[str, Any]) -> Response:

@@ -56,7 +56,18 @@ async def answer(
         raise ProblemError(NOT_FOUND, "This aggregate has no events.", members=members)
     if ended is None:
         raise ProblemError(UNAVAILABLE, "The job is not done yet.", members=members)
+    if await _is_broken(launcher):
+        raise ProblemError(UNAVAILABLE, "Jobs cannot be executed here.", members=members)
     raise ProblemError(INTERNAL, "The job failed; its run says why.", members=members)
+
+
+async def _is_broken(launcher: Launcher) -> bool:
+    try:
+        await launcher.check()
+    except Exception:
+        log.exception("a job failed, and no other could be executed")
+        return True
+    return False
 
 
 async def start_replay(store: EventStore, launcher: Launcher, request: ReplayRequest, token: UUID) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from eventsourcing.config import Settings
@@ -40,6 +41,9 @@ class Launcher(Protocol):
     async def cancel(self, run_id: str) -> None:
         """Ask a run to end. A run that has ended, or is not known, is left as it is."""
 
+    async def check(self) -> None:
+        """Mend what can be mended. Raises whatever keeps a run from being executed now."""
+
 
 def make_launcher(settings: Settings) -> Launcher:
     """The launcher of a service, which does nothing until it is started. Loads Dagster: half a second of
@@ -53,11 +57,16 @@ def make_launcher(settings: Settings) -> Launcher:
     return EmbeddedLauncher(settings)
 
 
+CHECK_S = 5.0
+"""How often a launcher that is needed is looked after."""
+
+
 class StartedOnDemand:
     """A launcher that is made and started once, when it is first needed or ahead of that.
 
-    States: nothing → started; a start that fails leaves nothing, and the next call tries again. `then` is
-    a part of the start.
+    States: idle → starting → up ⇄ down. A start that fails leaves nothing. From the first need on it is
+    looked after: every five seconds what failed to start is tried again, and what started is checked, so
+    that `report` says how it is and nobody has to restart the service. `then` is a part of the start.
     """
 
     def __init__(
@@ -65,35 +74,80 @@ class StartedOnDemand:
     ) -> None:
         self._make, self._then, self._lock = make, then, asyncio.Lock()
         self._launcher: Launcher | None = None
-        self._is_started = False
-        self._ahead: asyncio.Task[None] | None = None
+        self._care: asyncio.Task[None] | None = None
+        self._fault: Exception | None = None
 
     def start_ahead(self) -> None:
         """Begin to start in the background; whoever needs the launcher meanwhile waits for that."""
-        self._ahead = asyncio.create_task(self._start_ahead(), name="start the launcher")
+        self._look_after()
 
     async def started(self) -> Launcher:
-        """The launcher, started. Raises whatever keeps it from starting."""
-        async with self._lock:
-            if self._launcher is None:
-                self._launcher = await asyncio.to_thread(self._make)
-            if not self._is_started:
-                await self._launcher.start()
-                if self._then is not None:
-                    await self._then(self._launcher)
-                self._is_started = True
-        return self._launcher
+        """The launcher, started. Raises what keeps it from starting; at once while it is known to be down."""
+        is_partial = self._launcher is not None and isinstance(self._fault, LaunchError)
+        if self._fault is not None and not is_partial:  # a webserver that is away hinders long jobs alone
+            raise LaunchError(f"no launcher: {type(self._fault).__name__}") from self._fault
+        try:
+            launcher = await self._started()
+        except Exception as error:
+            self._found(error)
+            raise
+        finally:
+            self._look_after(CHECK_S)
+        return launcher
+
+    def report(self) -> dict[str, str]:
+        """How it is: its status and, when it is down, why. The log says more: everybody may read this."""
+        if self._fault is not None:
+            what = "does not start" if self._launcher is None else "cannot execute"
+            return {"status": "down", "reason": f"the launcher {what}: {type(self._fault).__name__}"}
+        if self._launcher is not None:
+            return {"status": "up"}
+        return {"status": "idle" if self._care is None else "starting"}
 
     async def stop(self) -> None:
         """Stop what was started, and give up what is starting."""
-        if self._ahead is not None:
-            self._ahead.cancel()
-            await asyncio.gather(self._ahead, return_exceptions=True)
+        if self._care is not None:
+            self._care.cancel()
+            await asyncio.gather(self._care, return_exceptions=True)
         if self._launcher is not None:
             await self._launcher.stop()
 
-    async def _start_ahead(self) -> None:
-        try:
-            await self.started()
-        except Exception:
-            log.exception("no job can be started")
+    async def _started(self) -> Launcher:
+        async with self._lock:
+            if self._launcher is None:
+                launcher = await asyncio.to_thread(self._make)
+                try:
+                    await launcher.start()
+                    if self._then is not None:
+                        await self._then(launcher)
+                except BaseException:
+                    with suppress(Exception):  # the first error is the one to tell
+                        await launcher.stop()
+                    raise
+                self._launcher = launcher
+                self._found(None)
+        return self._launcher
+
+    def _look_after(self, wait_s: float = 0.0) -> None:
+        if self._care is None:
+            self._care = asyncio.create_task(self._go_on_caring(wait_s), name="look after the launcher")
+
+    async def _go_on_caring(self, wait_s: float) -> None:
+        while True:
+            await asyncio.sleep(wait_s)
+            wait_s = CHECK_S
+            try:
+                launcher = await self._started()
+                await launcher.check()
+            except Exception as error:  # noqa: BLE001 - a supervising loop, which tells of it
+                self._found(error)
+            else:
+                self._found(None)
+
+    def _found(self, fault: Exception | None) -> None:
+        """Remember what is wrong, and say so when it is another thing than before."""
+        before, self._fault = self._fault, fault
+        if fault is not None and type(before) is not type(fault):
+            log.error("no job can be started", exc_info=fault)
+        elif fault is None and before is not None:
+            log.info("jobs can be started again")

@@ -22,6 +22,7 @@ from resources.dagster_home import LOCATION
 
 _TIMEOUT_S = 30.0
 _POLL_S = 0.25
+_CHECK_S = 3.0
 
 _LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
@@ -99,6 +100,14 @@ class QueueLauncher:
             await self._embedded.cancel(run_id)
         else:
             await self._asked(_TERMINATE, {"run": run_id})
+
+    async def check(self) -> None:
+        """See Launcher. The webserver must answer, too."""
+        await self._embedded.check()
+        try:
+            (await self._client.get(f"{self._url}/server_info", timeout=_CHECK_S)).raise_for_status()
+        except httpx2.HTTPError as error:
+            raise LaunchError(f"Dagster's webserver does not answer at {self._url}") from error
 
     @property
     def instance(self) -> DagsterInstance:

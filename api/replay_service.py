@@ -248,7 +248,7 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
                 lambda: launcher or make_launcher(system.settings),
                 then=partial(settle_replays, system.store),
             )
-            app.state.system, app.state.launcher = system, jobs.started
+            app.state.system, app.state.jobs = system, jobs
             app.state.feed = LiveFeed(system.store, event_frame)
             async with open_doors(app, system):
                 try:

@@ -120,6 +120,10 @@ class Watcher:
             if walk.within and walk.violation is not None and not known:
                 yield walk.violation
 
+    def deadlines(self) -> dict[str, datetime | None]:
+        """By when each subject kept in mind must go on, as far as its events are taken."""
+        return {subject: walk.deadline() if walk.within else None for subject, walk in self._walks.items()}
+
     async def overdue(self, now: datetime) -> AsyncIterator[Violation]:
         """The subjects met that had to go on before a moment, and did not."""
         self._forgotten.seek(0)

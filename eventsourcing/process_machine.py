@@ -96,6 +96,11 @@ class Machine:
         bounded = [limit for limit in limits if limit is not None]
         return max(bounded) if bounded and len(bounded) == len(limits) and not self.may_end(walked) else None
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether any event has to come within a time."""
+        return any(limit is not None for moves in self._moves for _, limit, _ in moves)
+
     def _state(self) -> int:
         self._moves.append([])
         self._free.append([])
@@ -205,18 +210,22 @@ class Walk:
         else:
             self.violation = self._violated(result, str(event.event_type), *place)
 
-    def overdue(self, now: datetime) -> Violation | None:
-        """What is missing at a moment, if the process had to go on before it."""
+    def deadline(self) -> datetime | None:
+        """The moment by which the process must go on; None when it may end, take its time, or is broken."""
         if self.last is None or self.first_at is None or self.violation is not None:
             return None
-        *place, last_at = self.last
         patience, limit = self.machine.patience(self.walked), self.model.limit
-        unfinished = not self.machine.may_end(self.walked)
-        if (patience is not None and now - last_at > patience) or (
-            limit is not None and unfinished and now - self.first_at > limit
-        ):
-            return self._violated("overdue", None, *place)
-        return None
+        moments = [] if patience is None else [self.last[-1] + patience]
+        if limit is not None and not self.machine.may_end(self.walked):
+            moments.append(self.first_at + limit)
+        return min(moments, default=None)
+
+    def overdue(self, now: datetime) -> Violation | None:
+        """What is missing at a moment, if the process had to go on before it."""
+        deadline = self.deadline()
+        if self.last is None or deadline is None or now <= deadline:
+            return None
+        return self._violated("overdue", None, *self.last[:-1])
 
     @property
     def status(self) -> Literal["broken", "complete", "open"]:

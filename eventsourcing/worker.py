@@ -1,4 +1,4 @@
-"""The worker: keeps the read models up to date and feeds the handlers, until it is told to stop."""
+"""The worker: keeps read models up to date, feeds handlers, and minds the clock, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 from eventsourcing.bootstrap import System
 from eventsourcing.handlers import AuditEventHandler, EventHandler, NotificationEventHandler
 from eventsourcing.plugins import registered_handlers
+from eventsourcing.process_clock import watch_clock
 from eventsourcing.readmodels import READ_MODELS
 from eventsourcing.supervision import lead
 from eventsourcing.upkeep import keep_up
@@ -28,7 +29,7 @@ def _members() -> list[tuple[EventHandler, str]]:
 
 
 async def run_worker(system: System, stop: asyncio.Event) -> None:
-    """Run read models and consumer groups until `stop` is set.
+    """Run read models, consumer groups and the clock of processes until `stop` is set.
 
     Several workers share the work: each read model and each group is led by one of them, and another
     takes over when that one is gone.
@@ -37,17 +38,19 @@ async def run_worker(system: System, stop: asyncio.Event) -> None:
         await system.bus.subscribe([], handler, consumer_group=group)
     await system.bus.start()
     storage = system.store.storage
-    folds = [
+    tasks = [
         asyncio.create_task(
             lead(storage, model.lease, lambda model=model: keep_up(storage, model)),  # type: ignore[misc]  # bound here
             name=model.lease,
         )
         for model in READ_MODELS
     ]
+    watching = lead(storage, "process clock", lambda: watch_clock(system.store))
+    tasks.append(asyncio.create_task(watching, name="process clock"))
     try:
         await stop.wait()
     finally:
-        for task in folds:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*folds, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await system.bus.stop()

@@ -9,7 +9,7 @@ import dagster as dg
 from eventsourcing.readmodels import READ_MODELS
 from pipelines.crashes import crashed_migrations, crashed_replays
 from pipelines.jobs import JOBS, RESOURCES, STAGES
-from pipelines.processes import broken_processes
+from pipelines.processes import broken_processes, overdue_processes
 from pipelines.schedules import SCHEDULES
 from pipelines.sensors import completed_migrations, failed_migrations, parked_aggregates
 
@@ -35,6 +35,7 @@ defs = dg.Definitions(
         completed_migrations,
         failed_migrations,
         broken_processes,
+        overdue_processes,
         parked_aggregates,
         crashed_migrations,
         crashed_replays,

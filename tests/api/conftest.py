@@ -73,6 +73,10 @@ class InlineLauncher:
     async def cancel(self, run_id: str) -> None:
         self.runs[run_id].cancel()
 
+    async def check(self) -> None:
+        if self.refuses:
+            raise RuntimeError("no lane")
+
     async def _run(self, op: str, config: dict[str, Any]) -> None:
         if op == "replay_events":
             await run_replay(self.store, config["replay_id"])

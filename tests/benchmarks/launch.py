@@ -41,7 +41,7 @@ async def measure(report: Report) -> None:
             httpx2.AsyncClient(transport=transport, base_url="http://service", timeout=60) as client,
         ):
             report.note(f"service ready after {time.perf_counter() - began:.2f} s")
-            await app.state.launcher()
+            await app.state.jobs.started()
             report.note(f"jobs can start after {time.perf_counter() - began:.2f} s")
             store: EventStore = app.state.system.store
             await store.append_events(a_migration())

@@ -11,10 +11,12 @@ import dagster as dg
 import pytest
 
 from eventsourcing.bootstrap import open_system
+from eventsourcing.events import new_event_id
+from eventsourcing.process_clock import OVERDUE
 from eventsourcing.testing import a_migration
 from pipelines import processes
 from pipelines.jobs import check_processes
-from pipelines.processes import broken_processes
+from pipelines.processes import broken_processes, overdue_processes
 from tests.pipelines.conftest import Append, RunJob
 
 
@@ -45,6 +47,35 @@ def test_first_nothing_new_and_new(append: Append) -> None:
     assert request.tags["position"] == str(stored[1].position)
     assert dg.validate_run_config(check_processes, request.run_config)
     assert not _tick(asked.cursor).run_requests
+
+
+def test_what_the_clock_noted_has_a_run_each(append: Append) -> None:
+    append(a_migration("m-1"))
+
+    def tick(cursor: str | None) -> dg.SensorResult:
+        with dg.DagsterInstance.ephemeral() as instance:
+            result = overdue_processes(dg.build_sensor_context(instance=instance, cursor=cursor))
+        assert isinstance(result, dg.SensorResult)
+        return result
+
+    async def note(subject: str, position: int) -> None:
+        async with open_system() as system:
+            await system.store.initialize()
+            async with system.store.storage.transaction() as transaction:
+                row = {"model": "migration", "subject": subject, "position": position}
+                await transaction.put(OVERDUE, str(new_event_id()), row)
+
+    empty = tick(None)
+    assert not empty.run_requests
+    asyncio.run(note("m-1", 7))
+    assert not tick(None).run_requests, "a fresh home starts behind what was told"
+    asked = tick(empty.cursor)
+    (request,) = asked.run_requests or []
+    assert (request.run_key, request.tags["aggregate_id"]) == ("migration-7-overdue", "m-1")
+    assert dg.validate_run_config(check_processes, request.run_config)
+    assert not tick(asked.cursor).run_requests
+    asyncio.run(note("m-2", 9))
+    assert [request.tags["aggregate_id"] for request in tick(asked.cursor).run_requests or []] == ["m-2"]
 
 
 def test_the_run_names_the_first_event_that_broke_the_rules(append: Append, run_job: RunJob) -> None:
