@@ -142,8 +142,8 @@ class EmbeddedLauncher:
             insisting.add_done_callback(self._insisting.discard)
 
     async def check(self) -> None:
-        """See Launcher. Once Dagster's storage is back, runs that could not be settled are, and idle lanes get
-        new processes, for the connections of the old ones broke; so do lanes that were found broken."""
+        """See Launcher. Once Dagster's storage is back, runs that could not be settled are, and idle lanes
+        get new processes, for the connections of the old ones broke; so do lanes that were found broken."""
         try:
             await asyncio.to_thread(self.instance.get_runs_count, RunsFilter(run_ids=[_NO_RUN]))
         except Exception:
