@@ -39,6 +39,9 @@ CHANGE = problems(400, 406, 409, 413, 415, 422, 503)
 BEHIND_CAP = 100_000
 """How many events behind discarded ones are re-driven at once at most."""
 
+COUNTED = 10_000
+"""How many aggregates one call counts at most; a re-drive takes whatever its cap allows."""
+
 dead_letters = APIRouter(route_class=JsonRoute, tags=["operations"])
 
 
@@ -76,12 +79,13 @@ async def list_dead_letters(
 async def redrive_dead_letters(
     system: OpenSystem, jobs: JobsIfNeeded, caller: CurrentCaller, body: RedriveBody, once: DoneOnce
 ) -> Response:
-    """Give parked aggregates to their handlers again, as a job: each with its whole queue, in order."""
+    """Give parked aggregates to their handlers again, as a job: each with its whole queue, in order. At most
+    10,000 aggregates are counted."""
     selection = body.selection()
 
     async def start(_token: object) -> Response:
         queue = DeadLetterQueue(system.store)
-        parked = await queue.preview(selection)
+        parked = await queue.preview(selection, limit=COUNTED)
         counts = {"aggregates": len(parked), "letters": sum(row["letters"] for row in parked)}
         if body.dry_run or not parked:
             status = "counted" if body.dry_run else "nothing to do"
