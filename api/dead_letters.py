@@ -20,7 +20,7 @@ from api.dead_letter_schemas import (
     RedriveOut,
     letter_id,
 )
-from api.dependencies import JobsIfNeeded, OpenStore, OpenSystem, json_response, reach
+from api.dependencies import JobsIfNeeded, OpenStore, OpenSystem, accepted, json_response, reach
 from api.idempotency import DoneOnce
 from api.jobs import submit
 from api.launcher import Launcher
@@ -38,6 +38,9 @@ from eventsourcing.worker import group_handlers
 CHANGE = problems(400, 406, 409, 413, 415, 422, 503)
 BEHIND_CAP = 100_000
 """How many events behind discarded ones are re-driven at once at most."""
+
+COUNTED = 10_000
+"""How many aggregates one call counts at most; a re-drive takes whatever its cap allows."""
 
 dead_letters = APIRouter(route_class=JsonRoute, tags=["operations"])
 
@@ -76,21 +79,24 @@ async def list_dead_letters(
 async def redrive_dead_letters(
     system: OpenSystem, jobs: JobsIfNeeded, caller: CurrentCaller, body: RedriveBody, once: DoneOnce
 ) -> Response:
-    """Give parked aggregates to their handlers again, as a job: each with its whole queue, in order."""
+    """Give parked aggregates to their handlers again, as a job: each with its whole queue, in order. At most
+    10,000 aggregates are counted."""
     selection = body.selection()
 
     async def start(_token: object) -> Response:
         queue = DeadLetterQueue(system.store)
-        parked = await queue.preview(selection)
+        parked = await queue.preview(selection, limit=COUNTED)
         counts = {"aggregates": len(parked), "letters": sum(row["letters"] for row in parked)}
         if body.dry_run or not parked:
             status = "counted" if body.dry_run else "nothing to do"
-            return _told(selection, status, counts, f"{len(parked)} aggregates are parked that fit")
+            message = f"{len(parked)} aggregates are parked that fit"
+            return json_response(orjson.dumps(_told(selection, status, counts, message)))
         _require_handlers(selection)
         await queue.require_free(selection.group)
         run_id = await _redrive(await jobs(), selection, caller, why=body.reason, cap=body.cap)
         message = f"Re-drive of {len(parked)} aggregates started"
-        return _told(selection, "started", counts, message, run_id=run_id, code=202)
+        place = f"/dead-letters?consumer_group={quote(selection.group, safe='')}"
+        return accepted(_told(selection, "started", counts, message, run_id), place)
 
     return await once(start)
 
@@ -111,7 +117,8 @@ async def discard_dead_letters(
             selection, letters=keys, whole_queue=body.whole_queue, limit=body.limit
         )
         if body.dry_run:
-            return _told(selection, "counted", _counts(would), f"{would.letters} dead letters fit")
+            message = f"{would.letters} dead letters fit"
+            return json_response(orjson.dumps(_told(selection, "counted", _counts(would), message)))
         if would.behind:  # nothing is discarded whose queue could not go on
             _require_handlers(selection)
             await jobs()
@@ -128,7 +135,7 @@ async def discard_dead_letters(
             behind = ParkedSelection(selection.group, aggregates=done.behind)
             run_id = await _redrive(await jobs(), behind, caller, why=body.reason, cap=BEHIND_CAP)
         message = f"{done.letters} dead letters discarded"
-        return _told(selection, "discarded", _counts(done), message, run_id=run_id)
+        return json_response(orjson.dumps(_told(selection, "discarded", _counts(done), message, run_id)))
 
     return await once(work)
 
@@ -157,19 +164,10 @@ def _require_handlers(selection: ParkedSelection) -> None:
 
 
 def _told(
-    selection: ParkedSelection,
-    status: str,
-    counts: dict[str, int],
-    message: str,
-    *,
-    run_id: str | None = None,
-    code: int = 200,
-) -> Response:
-    content: dict[str, Any] = {"consumer_group": selection.group, "status": status, **counts}
-    content |= {"message": message, "dagster_run_id": run_id}
-    place = f"/dead-letters?consumer_group={quote(selection.group, safe='')}"
-    headers = {"Location": place, "Retry-After": "1"} if code == 202 else None
-    return json_response(orjson.dumps(content), code, headers)
+    selection: ParkedSelection, status: str, counts: dict[str, int], message: str, run_id: str | None = None
+) -> dict[str, Any]:
+    told: dict[str, Any] = {"consumer_group": selection.group, "status": status, **counts}
+    return told | {"message": message, "dagster_run_id": run_id}
 
 
 def _counts(result: Discarded) -> dict[str, int]:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, Request
@@ -80,6 +80,11 @@ def event_json(event: RecordedEvent, *, masked: bool) -> bytes:
     nothing is validated again."""
     fields = masked_fields(event) if masked else event.__dict__
     return orjson.dumps(fields, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)
+
+
+def accepted(content: dict[str, Any], place: str) -> Response:
+    """The answer that a job was started, and where to ask how it gets on."""
+    return json_response(orjson.dumps(content), 202, {"Location": place, "Retry-After": "1"})
 
 
 def json_response(content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 
@@ -18,9 +19,11 @@ from api.access import ANYBODY, CALLER, Caller, Scope
 from api.keys import ApiKey, find_key, parts_of
 from api.limits import RateLimit
 from api.problems import FORBIDDEN, RATE_LIMITED, UNAUTHENTICATED, ProblemError
-from api.tokens import InvalidTokenError, TokenVerifier
 from eventsourcing import Settings
 from eventsourcing.storage.base import StateStorage
+
+if TYPE_CHECKING:
+    from api.tokens import TokenVerifier
 
 KEY_TRUSTED_S = 5.0
 """How long a key is trusted without another look."""
@@ -39,11 +42,7 @@ class Gate:
         self._storage = storage
         self._rate = RateLimit(settings.rate_limit, max(settings.rate_limit * 2, 1))
         self._known: dict[str, tuple[float, asyncio.Task[ApiKey | None]]] = {}
-        self._tokens = (
-            TokenVerifier(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url)
-            if settings.oidc_issuer and settings.oidc_audience
-            else None
-        )
+        self._tokens = _verifier(settings)
 
     async def admit(self, request: Request, scope: Scope) -> Caller:
         """Who calls, once they may use a route that needs this scope.
@@ -86,10 +85,7 @@ class Gate:
             return key.caller() if key is not None and key.opens_with(parts[1]) else None
         if self._tokens is None or len(text) > 8192:
             return None
-        try:
-            return await self._tokens.caller(text)
-        except InvalidTokenError:
-            return None
+        return await self._tokens.caller(text)
 
     async def _key(self, key_id: str) -> ApiKey | None:
         """A key, looked up once for all who ask within the time it is trusted."""
@@ -104,6 +100,15 @@ class Gate:
         except Exception:
             self._known.pop(key_id, None)  # not known is not unknown: the next caller looks again
             raise
+
+
+def _verifier(settings: Settings) -> TokenVerifier | None:
+    """What checks access tokens, where an issuer is configured; its libraries are loaded only there."""
+    if not (settings.oidc_issuer and settings.oidc_audience):
+        return None
+    from api.tokens import TokenVerifier
+
+    return TokenVerifier(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url)
 
 
 def _address(request: Request) -> str:

@@ -57,11 +57,10 @@ async def start_migration(
         await journal.create(migration_id, {**request, "dry_run": body.dry_run, "token": token.hex})
     except StateForbidsError as error:
         row = await known_row(system.store, migration_id)
-        if row["request"].get("token") == token.hex and row.get("dagster_run_id") is not None:
-            return migration_id, row[
-                "dagster_run_id"
-            ]  # asked for again: the server died that was asked first
-        raise ProblemError(CONFLICT, f"A migration has this id already; {error}.") from None
+        if row["request"].get("token") != token.hex or row["status"] == "failed":
+            raise ProblemError(CONFLICT, f"A migration has this id already; {error}.") from None
+        if (run_id := row.get("dagster_run_id")) is not None:
+            return migration_id, run_id  # asked for again, after the server died that was asked first
     except TargetHeldError as error:
         raise _held(error) from None
     config: dict[str, Any] = {**request, "migration_id": migration_id}

@@ -8,12 +8,11 @@ from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from api.access import CurrentCaller, Scope, needs
-from api.dependencies import Jobs, OpenStore, OpenSystem, json_response, reach
+from api.dependencies import Jobs, OpenStore, OpenSystem, accepted, json_response, reach
 from api.idempotency import DoneOnce, Work
 from api.migration_jobs import (
     cancel_migration,
@@ -43,15 +42,19 @@ from eventsourcing.quarantine import quarantined
 from resources.migration_journal import MigrationJournal
 
 READ = problems(404, 406, 422, 503)
-JOB = problems(400, 404, 406, 409, 413, 415, 422, 503)
+JOB: dict[str, Any] = {
+    "status_code": 202,
+    "response_model": None,
+    "responses": problems(400, 404, 406, 409, 413, 415, 422, 503),
+    "openapi_extra": needs(Scope.MIGRATE),
+}
+"""What the calls have in common that start or stop a job."""
 
 migrations = APIRouter(route_class=JsonRoute, tags=["migrations"])
 pages = APIRouter(route_class=HtmlRoute, tags=["migrations"])
 
 
-@migrations.post(
-    "/migrations", status_code=202, response_model=None, responses=JOB, openapi_extra=needs(Scope.MIGRATE)
-)
+@migrations.post("/migrations", **JOB)
 async def create_migration(system: OpenSystem, jobs: Jobs, body: MigrationBody, once: DoneOnce) -> Response:
     """Start a migration, or plan one with `dry_run`. Mapping, source and target are configured names."""
 
@@ -97,10 +100,7 @@ async def get_migration(
 @migrations.post(
     "/migrations/{migration_id}/resume",
     name="resume_migration",
-    status_code=202,
-    response_model=None,
-    responses=JOB,
-    openapi_extra=needs(Scope.MIGRATE),
+    **JOB,
 )
 async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
     """Go on with a migration that was interrupted, cancelled or failed."""
@@ -110,10 +110,7 @@ async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneO
 @migrations.post(
     "/migrations/{migration_id}/cancel",
     name="cancel_migration",
-    status_code=202,
-    response_model=None,
-    responses=JOB,
-    openapi_extra=needs(Scope.MIGRATE),
+    **JOB,
 )
 async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
     """Stop a migration; what is done stays done, and it can be resumed."""
@@ -123,10 +120,7 @@ async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneO
 @migrations.post(
     "/migrations/{migration_id}/verify",
     name="verify_migration",
-    status_code=202,
-    response_model=None,
-    responses=JOB,
-    openapi_extra=needs(Scope.MIGRATE),
+    **JOB,
 )
 async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
     """Compare the target with what was migrated, now."""
@@ -137,10 +131,7 @@ async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneO
 @migrations.post(
     "/migrations/{migration_id}/rollback",
     name="rollback_migration",
-    status_code=202,
-    response_model=None,
-    responses=JOB,
-    openapi_extra=needs(Scope.MIGRATE),
+    **JOB,
 )
 async def rollback(
     store: OpenStore,
@@ -182,10 +173,7 @@ async def list_quarantine(
 
 @migrations.post(
     "/migrations/{migration_id}/quarantine/retry",
-    status_code=202,
-    response_model=None,
-    responses=JOB,
-    openapi_extra=needs(Scope.MIGRATE),
+    **JOB,
 )
 async def retry_quarantine(
     system: OpenSystem,
@@ -287,8 +275,7 @@ def _started(migration_id: str, run_id: str | None, what: str) -> Response:
         "message": f"Migration {migration_id} {what if ' ' in what else 'was ' + what}",
         "dagster_run_id": run_id,
     }
-    headers = {"Location": f"/migrations/{quote(migration_id, safe='')}", "Retry-After": "1"}
-    return json_response(orjson.dumps(content), 202, headers)
+    return accepted(content, f"/migrations/{quote(migration_id, safe='')}")
 
 
 async def _report(store: OpenStore, migration_id: str) -> dict[str, Any]:

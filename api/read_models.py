@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from api.access import CurrentCaller, Scope, needs
-from api.dependencies import Jobs, OpenStore, json_response, reach
+from api.dependencies import Jobs, OpenStore, accepted, json_response, reach
 from api.idempotency import DoneOnce
 from api.jobs import submit
 from api.paging import cursor_after, key_before, next_link
@@ -106,8 +105,7 @@ async def rebuild_read_model(
             "dagster_run_id": run_id,
             "message": f"Rebuild of {model.name} started",
         }
-        headers = {"Location": f"/read-models/{model.name}", "Retry-After": "1"}
-        return json_response(orjson.dumps(content), 202, headers)
+        return accepted(content, f"/read-models/{model.name}")
 
     return await once(start)
 

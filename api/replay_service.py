@@ -16,7 +16,7 @@ from fastapi.responses import Response
 
 from api.access import Caller, CurrentCaller, Scope, needs
 from api.application import new_application
-from api.dependencies import Jobs, OpenStore, json_response, reach
+from api.dependencies import Jobs, OpenStore, accepted, json_response, reach
 from api.doors import open_doors, still_admitted
 from api.feed import LiveFeed
 from api.health import health_router
@@ -81,8 +81,7 @@ async def create_replay(store: OpenStore, jobs: Jobs, body: ReplayBody, once: Do
     async def start(token: UUID) -> Response:
         replay_id = await start_replay(store, jobs, body, token)
         content = {"replay_id": replay_id, "status": "started", "message": f"Replay {replay_id} started"}
-        headers = {"Location": f"/replay/{replay_id}", "Retry-After": "1"}
-        return json_response(orjson.dumps(content), 202, headers)
+        return accepted(content, f"/replay/{replay_id}")
 
     return await once(start)
 
@@ -150,8 +149,7 @@ async def resume_replay(store: OpenStore, jobs: Jobs, replay_id: str, once: Done
     async def go_on(token: UUID) -> Response:
         await resumed(store, jobs, replay_id, token)
         content = {"replay_id": replay_id, "status": "started", "message": f"Replay {replay_id} resumed"}
-        headers = {"Location": f"/replay/{replay_id}", "Retry-After": "1"}
-        return json_response(orjson.dumps(content), 202, headers)
+        return accepted(content, f"/replay/{replay_id}")
 
     return await once(go_on)
 

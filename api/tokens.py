@@ -29,10 +29,6 @@ _TIMEOUT_S = 5.0
 _MAX_BYTES = 1024 * 1024
 
 
-class InvalidTokenError(Exception):
-    """A token that proves nothing to us. The message says why, and holds nothing of the token."""
-
-
 class TokenVerifier:
     """Verifies tokens of one issuer for one audience. `jwks_url` None: what the issuer's discovery says."""
 
@@ -42,11 +38,14 @@ class TokenVerifier:
         self._fetched_at = self._tried_at = float("-inf")
         self._fetching = asyncio.Lock()
 
-    async def caller(self, token: str) -> Caller:
-        """Who calls with this token. Raises InvalidTokenError; UnavailableError without the issuer's keys."""
+    async def caller(self, token: str) -> Caller | None:
+        """Who calls with this token; None when it proves nothing to us. Raises UnavailableError without the
+        issuer's keys."""
         try:
             header = jwt.get_unverified_header(token)
             key = await self._key(header.get("kid"))
+            if key is None:
+                return None
             claims = jwt.decode(
                 token,
                 key,
@@ -56,17 +55,15 @@ class TokenVerifier:
                 leeway=LEEWAY_S,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
-        except (jwt.PyJWTError, ValueError) as error:
-            raise InvalidTokenError(type(error).__name__) from None
+        except (jwt.PyJWTError, ValueError):
+            return None
         return Caller.named(f"token:{str(claims['sub'])[:128]}", _scopes(claims))
 
-    async def _key(self, kid: str | None) -> jwt.PyJWK:
+    async def _key(self, kid: str | None) -> jwt.PyJWK | None:
         await self._refresh(wanted=kid)
         if kid is None and len(self._keys) == 1:
             return next(iter(self._keys.values()))
-        if kid not in self._keys:
-            raise InvalidTokenError("its key is not one of the issuer's")
-        return self._keys[kid]
+        return self._keys.get(kid)
 
     async def _refresh(self, *, wanted: str | None) -> None:
         if not self._is_due(wanted):

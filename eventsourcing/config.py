@@ -177,6 +177,8 @@ class Settings(TlsSettings):
     """Where the issuer's keys are; unset: what its discovery document says."""
     rate_limit: float = Field(default=1000.0, ge=0)
     """Requests a second that each caller may make to a service, in bursts of twice as many; 0: any number."""
+    difference_days: int = Field(default=30, ge=1)
+    """How long the rows are kept by which a replay's states differed from the live views."""
     audit_days: int = Field(default=90, ge=30)
     """How long the audit log is kept; the event database removes no entry of the last 28 days."""
 

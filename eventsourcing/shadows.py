@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from eventsourcing.canonical import comparable, decode, encode
-from eventsourcing.differences import Difference, compare, forget, rows_of
+from eventsourcing.differences import DIFFERENCES, Difference, compare, forget, rows_of
 from eventsourcing.errors import PermanentError
 from eventsourcing.events import BaseEvent
 from eventsourcing.folds import Fold, State
@@ -28,6 +29,7 @@ CACHED = 20_000
 """How many states stay in memory behind a checkpoint, for the events to come."""
 
 _TRIES = 10
+_DIFFERENCES_OF_REPLAYS = "replay/"
 
 
 class Shadow(EventHandler):
@@ -168,7 +170,7 @@ class Shadow(EventHandler):
         return [self._key(fold) for fold in self._folds]
 
     def _key(self, fold: Fold) -> str:
-        return f"replay/{self._replay_id}/{self.name}/{fold.name}"
+        return difference_subject(self._replay_id, self.name, fold.name)
 
     def _table(self, fold: Fold) -> StateTable:
         return StateTable(self._key(fold))
@@ -199,6 +201,13 @@ async def remove_shadows(storage: Storage, replay_id: str) -> None:
         await transaction.delete(SHADOWS, replay_id)
 
 
+async def forget_differences(storage: Storage, *, older_than: timedelta) -> int:
+    """Remove the rows by which replays differed so long ago; return how many. Their counts stay."""
+    return await purge_all(
+        storage, DIFFERENCES, prefix=_DIFFERENCES_OF_REPLAYS, older_than_s=older_than.total_seconds()
+    )
+
+
 class _ShadowGeneration(Generation):
     """A shadow's states of one fold, as the read model would keep them."""
 
@@ -209,4 +218,4 @@ class _ShadowGeneration(Generation):
 
 def difference_subject(replay_id: str, handler: str, fold: str) -> str:
     """Under which subject the differing rows of a replay are kept."""
-    return f"replay/{replay_id}/{handler}/{fold}"
+    return f"{_DIFFERENCES_OF_REPLAYS}{replay_id}/{handler}/{fold}"

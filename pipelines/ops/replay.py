@@ -15,6 +15,7 @@ from eventsourcing.query import EventQuery
 from eventsourcing.replay import EventReplay, require_events
 from eventsourcing.replay_runs import run_replay
 from eventsourcing.replays import ReplayJournal, ReplayRequest
+from eventsourcing.shadows import forget_differences
 from eventsourcing.snapshots import newest_snapshot
 from pipelines.config import ReplayConfig, SequenceConfig, SnapshotConfig, SnapshotsConfig
 from pipelines.ops.reports import Metadata, plotted, result_metadata, rows_metadata, value_metadata
@@ -40,7 +41,9 @@ async def replay_events(
         watch.say(f"{row['processed_events']} events, {row['progress']:.1f} %, {row['rate']:.0f} events/s")
 
     journal = ReplayJournal(eventing.store.storage)
+    kept = timedelta(days=eventing.settings.difference_days)
     try:
+        await forget_differences(eventing.store.storage, older_than=kept)
         replay_id = config.replay_id or await journal.create(_request(config))
         context.instance.add_run_tags(context.run_id, {"replay_id": replay_id})
         await journal.update(replay_id, dagster_run_id=context.run_id)

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from tests.api.conftest import ROOT
 
@@ -21,6 +22,18 @@ CHECKS = (
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
 ENDLESS = "/events/stream"
 """Its answer has no end, so it is tested elsewhere."""
+
+
+def forms(short: int) -> pytest.MarkDecorator:
+    """The test in its short form, of so many examples, and in the long one of 2,000."""
+    long = [pytest.mark.chaos, pytest.mark.timeout(3600)]
+    return pytest.mark.parametrize(
+        "examples",
+        [
+            pytest.param(short, id="short", marks=pytest.mark.timeout(300)),
+            pytest.param(2000, id="long", marks=long),
+        ],
+    )
 
 
 def hold_against_document(url: str, directory: Path, *, examples: int) -> None:

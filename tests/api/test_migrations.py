@@ -16,7 +16,10 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from api import event_service
+from api.migration_jobs import start_migration
+from api.migration_schemas import MigrationBody
 from eventsourcing import EventStore, Settings
+from eventsourcing.events import new_event_id
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
@@ -147,6 +150,44 @@ async def test_every_error_of_a_mapping_is_told_and_no_job_started(
         assert "did you mean 'USER_MIGRATED'?" in emit["detail"]
         assert transform["detail"].endswith("unknown transform 'lowr'; did you mean 'lower'?")
     assert len(recorder.submitted) == before
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_under_a_key_a_migration_is_started_once_and_acts_are_done_once(
+    recorded: tuple[httpx2.AsyncClient, Recorder],
+) -> None:
+    client, recorder = recorded
+    body = {"mapping": "panel", "source": "panel", "target": "target", "dry_run": True}
+    before = len(recorder.submitted)
+    key = {"Idempotency-Key": "plan-once"}
+    first, again = [await client.post("/migrations", json=body, headers=key) for _ in range(2)]
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json() == again.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    assert len(recorder.submitted) == before + 1
+    other = await client.post("/migrations", json={**body, "source": "panel.db"}, headers=key)
+    assert_problem(other, 422, "idempotency-key-reused")
+    place = first.headers["location"]
+    cancelled = [await client.post(f"{place}/cancel", headers={"Idempotency-Key": "c"}) for _ in range(2)]
+    assert [answer.status_code for answer in cancelled] == [202, 202], "without the key the second is 409"
+    assert_problem(await client.post(f"{place}/cancel"), 409, "conflict")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_request_whose_server_died_finds_the_migration_that_it_started(
+    recorded: tuple[httpx2.AsyncClient, Recorder],
+) -> None:
+    client, recorder = recorded
+    system = client._transport.app.state.system  # type: ignore[attr-defined] # what it opened
+    body = MigrationBody(mapping="panel", source="panel", target="target", dry_run=True)
+    before, token = len(recorder.submitted), new_event_id()
+    first = await start_migration(system, recorder, body, token)
+    assert await start_migration(system, recorder, body, token) == first
+    assert len(recorder.submitted) == before + 1
+    await MigrationJournal(system.store.storage).update(first[0], dagster_run_id=None)  # died before the job
+    assert (await start_migration(system, recorder, body, token))[0] == first[0]
+    assert len(recorder.submitted) == before + 2
+    assert (await start_migration(system, recorder, body, new_event_id()))[0] != first[0]
 
 
 @pytest.mark.asyncio(loop_scope="module")

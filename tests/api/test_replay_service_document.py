@@ -6,21 +6,14 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from eventsourcing import EventStore
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
-from tests.api.document import hold_against_document
+from tests.api.document import forms, hold_against_document
 from tests.api.service_process import running
 
-FORMS = [
-    pytest.param(180, id="short", marks=pytest.mark.timeout(300)),
-    pytest.param(2000, id="long", marks=[pytest.mark.chaos, pytest.mark.timeout(3600)]),
-]
 
-
-@pytest.mark.parametrize("examples", FORMS)
+@forms(short=180)
 def test_no_call_is_answered_otherwise_than_documented(
     new_database: Callable[[], str], tmp_path: Path, examples: int
 ) -> None:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import yaml
 from sqlalchemy.engine import make_url
 
@@ -15,16 +14,11 @@ from eventsourcing.dead_letters import DeadLetter, park
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
-from tests.api.document import hold_against_document
+from tests.api.document import forms, hold_against_document
 from tests.api.service_process import running
 
-FORMS = [
-    pytest.param(120, id="short", marks=pytest.mark.timeout(300)),
-    pytest.param(2000, id="long", marks=[pytest.mark.chaos, pytest.mark.timeout(3600)]),
-]
 
-
-@pytest.mark.parametrize("examples", FORMS)
+@forms(short=120)
 def test_the_event_service_keeps_to_its_document(
     new_database: Callable[[], str], tmp_path: Path, examples: int
 ) -> None:

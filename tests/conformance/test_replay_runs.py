@@ -29,10 +29,12 @@ from eventsourcing.differences import differing_rows
 from eventsourcing.events import BaseEvent
 from eventsourcing.folds import USER_MIGRATIONS, MigratedRecordsFold, State
 from eventsourcing.readmodels import USER_MIGRATIONS_MODEL
+from eventsourcing.rebuilds import rebuild
 from eventsourcing.replay_runs import run_replay
 from eventsourcing.replays import ReplayJournal, ReplayRequest
-from eventsourcing.shadows import Shadow, difference_subject
+from eventsourcing.shadows import Shadow, difference_subject, forget_differences
 from eventsourcing.storage.base import StateTable
+from eventsourcing.switching import difference_rows
 from eventsourcing.testing import InMemoryHandler, InMemoryNotifications, a_migration
 
 NAME = "MigrationEventHandler"
@@ -264,6 +266,25 @@ async def test_what_is_not_there_or_is_complete_is_not_resumed(filled: EventStor
     await run_replay(filled, replay_id)
     with pytest.raises(StateForbidsError, match="completed"):
         await journal.resume(replay_id)
+
+
+async def test_differing_rows_go_when_they_are_past_their_time_and_those_of_rebuilds_stay(
+    filled: EventStore,
+) -> None:
+    await USER_MIGRATIONS_MODEL.catch_up(filled.storage)
+    async with filled.storage.transaction() as transaction:
+        await transaction.put(USER_MIGRATIONS_MODEL.table, "user-x", {"username": "nobody"})
+    row = await run_replay(filled, await begun(filled))
+    subject = difference_subject(row["replay_id"], NAME, "user-migrations")
+    await rebuild(filled.storage, USER_MIGRATIONS_MODEL)
+    assert await forget_differences(filled.storage, older_than=timedelta(days=1)) == 0
+    assert len(await differing_rows(filled.storage, subject)) == 1
+    assert await forget_differences(filled.storage, older_than=timedelta(0)) == 1
+    assert await differing_rows(filled.storage, subject) == []
+    assert len(await difference_rows(filled.storage, USER_MIGRATIONS_MODEL)) == 1
+    assert (await ReplayJournal(filled.storage).get(row["replay_id"]) or {})["difference"] == row[
+        "difference"
+    ]
 
 
 async def test_the_difference_names_rows_that_a_live_view_has_wrong(filled: EventStore) -> None:

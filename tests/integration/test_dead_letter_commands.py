@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from eventsourcing import EventBus, EventBusConfig, EventStore, UserMigratedEvent
 from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
+from tests.api.service_process import running
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -206,6 +208,31 @@ def test_the_commands_of_the_guide_run(esm: Esm, store_url: str, tmp_path: Path)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
 
     assert esm("dlq", "list", "--json").stdout == ""
+
+
+def test_the_calls_of_the_guide_are_answered(
+    environment: dict[str, str], store_url: str, tmp_path: Path, new_database: Callable[[], str]
+) -> None:
+    """Those over HTTP, against the service with the handler's plugin and jobs in Dagster."""
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "operate-the-bus.md").read_text("utf-8")
+    (script,) = re.findall(r"```bash\n(curl .*?)```", guide, re.DOTALL)
+    park(store_url, aggregates=20, rounds=2, group="accounts")
+    (tmp_path / "cured").touch()
+    names = ("ESM_DATA_DIR", "ESM_PLUGINS", "ESM_RETRY_ATTEMPTS", "PYTHONPATH")
+    given = {name: environment[name] for name in names}
+    given["ESM_DAGSTER_DATABASE_URL"] = new_database().replace("+asyncpg", "+psycopg2")
+    with running(store_url, GROUP="accounts", **given) as service:
+        asked = script.replace("localhost:8006", f"127.0.0.1:{service.port}").replace("curl ", "curl -sf ")
+        done = subprocess.run(["bash", "-euc", asked], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        answers = re.sub(r"(?<=})(?={)", "\n", done.stdout).splitlines()
+        letters, counted, discarded, consumers = map(json.loads, answers)
+        assert len(letters["dead_letters"]) == 40
+        assert (counted["status"], counted["aggregates"], counted["letters"]) == ("counted", 20, 40)
+        assert (discarded["letters"], discarded["behind"]) == (1, 1)
+        assert {row["parked"] for row in consumers["consumers"] if row["name"] == "accounts"} <= {19, 20}
+        left = f"{service.url}/dead-letters?aggregate_id=user-18"
+        wait_for(lambda: httpx2.get(left).json() == {"dead_letters": []})
 
 
 def test_consumers_are_shown_with_their_lag(esm: Esm, store_url: str) -> None:

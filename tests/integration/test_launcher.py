@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from uuid import uuid4
 
 import dagster as dg
 import psutil
@@ -28,6 +27,7 @@ from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.testing import a_migration
 from resources.dagster_home import LOCATION, prepare_dagster_home
 from resources.results import JobResults
+from tests.integration.launching import launcher_settings
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 30.0
@@ -39,14 +39,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest.fixture(scope="module")
 def settings(postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Two empty databases and a data directory, shared by the tests: a launcher takes seconds to warm."""
-    names = (f"launcher_{uuid4().hex}", f"dagster_{uuid4().hex}")
-    for name in names:
-        postgres_server.ensure_database(name)
-    return Settings(
-        database_url=postgres_server.url(names[0]),
-        dagster_database_url=postgres_server.url(names[1], driver="psycopg2"),
-        data_dir=tmp_path_factory.mktemp("home"),
-    )
+    return launcher_settings(postgres_server, tmp_path_factory.mktemp("home"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import dagster as dg
 import httpx2
@@ -26,6 +25,7 @@ from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.testing import a_migration
 from resources.dagster_home import LOCATION, prepare_dagster_home, workspace_file
 from tests.api.conftest import free_port
+from tests.integration.launching import launcher_settings
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 90.0
@@ -35,16 +35,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.fixture(scope="module")
 def settings(postgres_server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    names = (f"queue_{uuid4().hex}", f"dagster_{uuid4().hex}")
-    for name in names:
-        postgres_server.ensure_database(name)
-    return Settings(
-        database_url=postgres_server.url(names[0]),
-        dagster_database_url=postgres_server.url(names[1], driver="psycopg2"),
-        data_dir=tmp_path_factory.mktemp("home"),
-        dagster_port=free_port(),
-        launcher="queue",
-    )
+    home = tmp_path_factory.mktemp("home")
+    return launcher_settings(postgres_server, home, dagster_port=free_port(), launcher="queue")
 
 
 @pytest.fixture(scope="module")

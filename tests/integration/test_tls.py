@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -160,24 +161,37 @@ def test_asyncpgs_word_for_encryption_is_understood_by_every_driver(monkeypatch:
 # The services
 
 
-@pytest.fixture
-def service(store_url: str, trusted: Authority) -> Iterator[tuple[str, dict[str, str]]]:
-    """The URL of an Event Service that speaks TLS and asks callers for a certificate."""
-    certificate, key = trusted.sign("service")
-    port = free_port()
-    settings = {
+def tls_settings(store_url: str, authority: Authority, name: str) -> dict[str, str]:
+    """The settings of an Event Service that speaks TLS on a port of its own."""
+    certificate, key = authority.sign(name)
+    return {
         "DATABASE_URL": store_url,
-        "ESM_EVENT_SERVICE_PORT": str(port),
+        "ESM_EVENT_SERVICE_PORT": str(free_port()),
         "ESM_TLS_CERT_FILE": str(certificate),
         "ESM_TLS_KEY_FILE": str(key),
-        "ESM_TLS_CLIENT_CA_FILE": str(trusted.certificate),
     }
+
+
+@contextmanager
+def event_service(settings: dict[str, str]) -> Iterator[None]:
+    """An Event Service that runs; it must end well."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
     command = [sys.executable, "-m", "api.event_service"]
     with subprocess.Popen(command, env=environment, cwd=ROOT) as process:
-        yield f"https://127.0.0.1:{port}", settings
-        process.terminate()
+        try:
+            yield
+        finally:
+            process.terminate()
         assert process.wait(timeout=15) == 0
+
+
+@pytest.fixture
+def service(store_url: str, trusted: Authority) -> Iterator[tuple[str, dict[str, str]]]:
+    """The URL of an Event Service that speaks TLS and asks callers for a certificate."""
+    settings = tls_settings(store_url, trusted, "service")
+    settings["ESM_TLS_CLIENT_CA_FILE"] = str(trusted.certificate)
+    with event_service(settings):
+        yield f"https://127.0.0.1:{settings['ESM_EVENT_SERVICE_PORT']}", settings
 
 
 def client(trusts: Authority, shows: tuple[Path, Path] | None) -> httpx2.Client:
@@ -209,22 +223,14 @@ def test_a_service_speaks_tls_to_whom_it_trusts_and_to_nobody_else(
 
 
 def test_the_probe_of_a_container_finds_a_server_that_speaks_tls(store_url: str, trusted: Authority) -> None:
-    certificate, key = trusted.sign("probed")
-    port = free_port()
-    settings = {
-        "DATABASE_URL": store_url,
-        "ESM_EVENT_SERVICE_PORT": str(port),
-        "ESM_TLS_CERT_FILE": str(certificate),
-        "ESM_TLS_KEY_FILE": str(key),
-    }
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
-    probe = [sys.executable, str(ROOT / "deploy" / "probe.py"), f"http://127.0.0.1:{port}/readyz"]
-    with subprocess.Popen([sys.executable, "-m", "api.event_service"], env=environment, cwd=ROOT) as process:
+    settings = tls_settings(store_url, trusted, "probed")
+    url = f"http://127.0.0.1:{settings['ESM_EVENT_SERVICE_PORT']}/readyz"
+    probe = [sys.executable, str(ROOT / "deploy" / "probe.py"), url]
+    with event_service(settings):
         deadline = time.monotonic() + 30
         while subprocess.run(probe, capture_output=True, check=False).returncode != 0:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        process.terminate()
     assert subprocess.run(probe, capture_output=True, check=False).returncode == 1
 
 

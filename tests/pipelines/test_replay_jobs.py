@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import asyncpg
 import dagster as dg
+import pytest
 
+from eventsourcing import Settings
 from eventsourcing.bootstrap import open_system
 from eventsourcing.catalogue import MIGRATION_SEQUENCE
+from eventsourcing.differences import DIFFERENCES
 from eventsourcing.replays import ReplayJournal, ReplayRequest
+from eventsourcing.shadows import difference_subject
 from eventsourcing.snapshots import newest_snapshot
 from eventsourcing.testing import a_migration
 from resources.results import JobResults
@@ -38,6 +43,34 @@ def test_a_replay_from_the_ui_makes_its_own_row(append: Append, run_job: RunJob)
         run = instance.get_run_by_id(result.run_id)
     assert run is not None
     assert asyncio.run(_replay(run.tags["replay_id"]))["processed_events"] == 2
+
+
+def test_a_replay_removes_the_differing_rows_of_older_ones(
+    append: Append, run_job: RunJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(a_migration())
+    monkeypatch.setenv("ESM_DIFFERENCE_DAYS", "2")
+    place = difference_subject("replay_20200101_000000_0", "migrations", "user-migrations")
+
+    async def old_and_young() -> None:
+        async with open_system() as system:
+            async with system.store.storage.transaction() as transaction:
+                await transaction.put_many(
+                    DIFFERENCES, {f"{place}\x1e{name}": {} for name in ("old", "young")}
+                )
+            url = str(Settings.load().database_url).replace("+asyncpg", "")
+            connection = await asyncpg.connect(url)
+            aged = "UPDATE states SET changed_at = now() - interval '3 days' WHERE key LIKE '%old'"
+            await connection.execute(aged)
+            await connection.close()
+
+    async def left() -> list[str]:
+        async with open_system() as system, system.store.storage.transaction() as transaction:
+            return [key.rpartition("\x1e")[2] for key, _ in await transaction.scan(DIFFERENCES)]
+
+    asyncio.run(old_and_young())
+    assert run_job("replay", _ops("replay_events", request={"replay_type": "all", "dry_run": True})).success
+    assert asyncio.run(left()) == ["young"]
 
 
 def test_a_replay_that_nobody_asked_for_fails(run_job: RunJob) -> None:

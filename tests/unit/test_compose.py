@@ -13,6 +13,8 @@ import pytest
 import yaml
 from sqlalchemy.engine import make_url
 
+from eventsourcing import Settings
+
 ROOT = Path(__file__).parents[2]
 KAFKA, ZOOKEEPER = "docker-compose.kafka.yml", "docker-compose.zookeeper.yml"
 
@@ -84,7 +86,8 @@ def test_the_commands_of_the_guide_name_files_services_and_containers_that_are_t
         else:
             assert command[3] in containers
     shown = set(re.findall(r"localhost:\d+|kafka:\d+", guide))
-    assert shown == {"localhost:8080", "localhost:9092", "kafka:29092"}
+    ours = f"localhost:{Settings().event_service_port}"
+    assert shown == {"localhost:8080", "localhost:9092", "kafka:29092", ours}
 
 
 @pytest.mark.parametrize("file", [KAFKA, ZOOKEEPER])
