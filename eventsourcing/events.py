@@ -163,7 +163,7 @@ class TypedEvent(KeptPayload):
         own = {**_LEFT_OUT, **fields}
         if "event_id" not in own:
             own["event_id"] = new_event_id()
-        if own["timestamp"] is None:
+        if "timestamp" not in own:
             own["timestamp"] = datetime.now(UTC)
         own["metadata"] = dict(own["metadata"])
         encoded, defaulted = encode_payload(cls, own.pop("data"), own["timestamp"])
