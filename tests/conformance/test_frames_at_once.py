@@ -98,7 +98,7 @@ async def second_chunk_committed(store: EventStore) -> None:
 async def test_the_second_chunk_does_not_wait_for_the_first_and_no_reader_passes_it(
     postgres: EventStore, administrator: asyncpg.Connection
 ) -> None:
-    before = (await postgres.append_event(draft())).position
+    before = (await postgres.append_event(draft("another"))).position
     async with first_chunk_held(administrator) as holder:
         call = append(postgres, frame(20))
         await second_chunk_committed(postgres)

@@ -29,14 +29,16 @@ PLUGIN = """
 import asyncio, os, pathlib
 from eventsourcing import EventHandler, register_handler
 
+HERE = pathlib.Path(__file__).parent
+
 class Ledger(EventHandler):
     def can_handle(self, event_type):
         return event_type == "user.migrated"
 
     async def handle(self, event):
-        if event.data["username"] == "poison" and not pathlib.Path("cured").exists():
+        if event.data["username"] == "poison" and not (HERE / "cured").exists():
             raise ValueError("poison [/bold] password=hunter2")
-        with open("ledger", "a") as ledger:
+        with (HERE / "ledger").open("a") as ledger:
             ledger.write(f"{event.aggregate_id} {event.event_version}\\n")
         await asyncio.sleep(float(os.environ.get("SLOW", "0")))
 
