@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import sys
 import time
 
@@ -15,7 +14,7 @@ from eventsourcing.replay_runs import run_replay
 from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
-from tests.benchmarks.measure import Report, bench_server, bench_store
+from tests.benchmarks.measure import Report, bench_server, bench_store, peak_memory_mb
 from tests.benchmarks.store import frame
 
 COUNT = 5_000_000
@@ -91,7 +90,7 @@ async def main(what: str, count: int, url: str) -> None:
     async with EventStore(storage=PostgresStorage(url)) as store:
         await WORK[what](store, count)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak = round(peak_memory_mb())
     sys.stdout.write(f"{what} of {count:,} events: {count / seconds:,.0f}/s, peak memory {peak} MB\n")
 
 

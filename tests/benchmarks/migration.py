@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import random
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -33,6 +32,7 @@ from eventsourcing.bootstrap import collect_rarely, return_buffers
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.upgrades import upgrade
 from pipelines.migration import Migration, Progress, parse_mapping
+from tests.benchmarks.measure import peak_memory_mb
 
 STAGES = ("extract", "transform", "validate", "load", "verify")
 MAPPING = """\
@@ -129,7 +129,7 @@ async def migrate(source: str, target: str, events: str, work: str) -> dict[str,
         "total": time.perf_counter() - began,
         "seconds": seconds,
         "tenths": tenths(marks),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_memory_mb(),
     }
 
 
