@@ -9,7 +9,7 @@ from sqlalchemy.pool import NullPool
 
 from eventsourcing.config import Settings
 from eventsourcing.errors import UnavailableError
-from eventsourcing.storage.embedded import EVENT_DATABASE, EmbeddedPostgres
+from eventsourcing.storage.embedded import EmbeddedPostgres
 
 DRIVER = "postgresql+psycopg2"
 """Named in full: another version of SQLAlchemy resolves a bare `postgresql` to another driver."""
@@ -18,10 +18,13 @@ _FIND = text("SELECT 1 FROM pg_database WHERE datname = :name")
 
 
 def event_database_url(settings: Settings) -> str:
-    """The URL of the event database; the embedded server is started for it where none is named."""
+    """The URL of the event database; where none is named, the embedded server is started for it, and an
+    older schema upgraded."""
     if settings.database_url is not None:
         return settings.database_url
-    return _embedded(settings, EVENT_DATABASE)
+    server = EmbeddedPostgres(settings.data_dir)
+    server.start()
+    return _driven(server.event_database())
 
 
 def sibling_database(settings: Settings, name: str) -> str:
@@ -56,7 +59,11 @@ def _embedded(settings: Settings, name: str) -> str:
     server = EmbeddedPostgres(settings.data_dir)
     server.start()
     server.ensure_database(name)
-    return make_url(server.url(name)).set(drivername=DRIVER).render_as_string(hide_password=False)
+    return _driven(server.url(name))
+
+
+def _driven(url: str) -> str:
+    return make_url(url).set(drivername=DRIVER).render_as_string(hide_password=False)
 
 
 def _ensure(neighbour: URL, name: str) -> None:

@@ -122,6 +122,16 @@ class EmbeddedPostgres:
                 quoted = engine.dialect.identifier_preparer.quote(name)
                 connection.execute(text(f"CREATE DATABASE {quoted}"))
 
+    def event_database(self) -> str:
+        """The URL of the event database of this server, which must run; for callers without an event loop.
+
+        The database is made where it is missing, and an older schema upgraded: nobody else runs this server.
+        """
+        self.ensure_database(EVENT_DATABASE)
+        url = self.url(EVENT_DATABASE)
+        asyncio.run(_upgrade_older(url))
+        return url
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Stay connected, so that nobody takes the server for idle."""
@@ -181,14 +191,9 @@ class EmbeddedStorage(PostgresStorage):
         self._embedded = EmbeddedPostgres(data_dir)
 
     async def open(self) -> None:
-        """See EventStorage.open. An older schema is upgraded: nobody else runs this server."""
+        """See EventStorage.open, and EmbeddedPostgres.event_database."""
         if self._pool is None:
             self._url = await asyncio.to_thread(self._started_url)
-            current = await schema_version(self._url)
-            if current is not None and current < newest_version():
-                from eventsourcing.storage.upgrades import upgrade  # loads Alembic
-
-                await upgrade(self._url)
         await super().open()
 
     async def close(self) -> None:
@@ -200,5 +205,12 @@ class EmbeddedStorage(PostgresStorage):
 
     def _started_url(self) -> URL:
         self._embedded.start()
-        self._embedded.ensure_database(EVENT_DATABASE)
-        return make_url(self._embedded.url(EVENT_DATABASE))
+        return make_url(self._embedded.event_database())
+
+
+async def _upgrade_older(url: str) -> None:
+    current = await schema_version(url)
+    if current is not None and current < newest_version():
+        from eventsourcing.storage.upgrades import upgrade  # loads Alembic
+
+        await upgrade(url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from eventsourcing import EventQuery, EventStore
+from eventsourcing.config import Settings
 from eventsourcing.storage import schema, upgrades
 from eventsourcing.storage.embedded import EVENT_DATABASE, EmbeddedPostgres, EmbeddedStorage
+from resources.dagster_home import prepare_dagster_home
 from tests.factories import draft
 
 OLD_EVENT = """
@@ -41,7 +44,8 @@ def make_first_schema(connection: Connection) -> None:
     command.upgrade(config, "0001")
 
 
-async def test_the_first_schema_becomes_the_newest_with_its_events(data_dir: Path) -> None:
+def old_server(data_dir: Path) -> EmbeddedPostgres:
+    """A server whose event database has the first schema and one event."""
     server = EmbeddedPostgres(data_dir)
     server.start()
     server.ensure_database(EVENT_DATABASE)
@@ -49,8 +53,20 @@ async def test_the_first_schema_becomes_the_newest_with_its_events(data_dir: Pat
     with engine.begin() as connection:
         make_first_schema(connection)
         connection.execute(text(OLD_EVENT))
+    return server
+
+
+async def test_the_first_schema_becomes_the_newest_with_its_events(data_dir: Path) -> None:
+    server = old_server(data_dir)
     async with EventStore(storage=EmbeddedStorage(data_dir)) as store:
         await store.append_event(draft())
         seats = [event async for event in store.read(EventQuery(aggregate_types=("seat",)))]
         assert [(event.aggregate_id, event.data) for event in seats] == [("seat-1", {"by": "ann"})]
         assert await schema.schema_version(server.url(EVENT_DATABASE)) == schema.newest_version()
+
+
+def test_who_hands_the_address_to_other_processes_upgrades_it_before(data_dir: Path) -> None:
+    """`esm up` and `esm demo`: whoever gets an address takes the server for somebody else's."""
+    old_server(data_dir)
+    url = prepare_dagster_home(Settings(data_dir=data_dir, database_url=None))["DATABASE_URL"]
+    assert asyncio.run(schema.schema_version(url)) == schema.newest_version()
