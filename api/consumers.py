@@ -109,9 +109,7 @@ async def _on_kafka(system: System) -> list[dict[str, Any]]:
         return []
     behind: dict[str, dict[str, int]] | None = None
     if config.kafka_bootstrap_servers is not None:
-        from eventsourcing.transport.kafka_lag import (
-            kafka_lags,
-        )  # Kafka's client is loaded where there is Kafka
+        from eventsourcing.transport.kafka_lag import kafka_lags  # loads Kafka's client
 
         try:
             found = await kafka_lags(config, storage)
