@@ -19,7 +19,9 @@ from eventsourcing.storage.postgres import PostgresStorage
 from tests.benchmarks.http import a_body, a_request, free_port, posting, send_all, serving
 from tests.benchmarks.measure import Report, bench_server, bench_store, conditions, percentiles
 
-SHARE, CONNECTIONS, PERIOD_S = 0.7, 32, 5.0
+SHARE, CONNECTIONS, PERIOD_S, BARE_S = 0.7, 32, 5.0, 2.0
+
+CHECKPOINT_S = 30
 
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
 
@@ -35,6 +37,7 @@ class Sample:
     sessions: int
     tasks: int
     took: list[float]
+    bare: list[float]
 
 
 async def measure(report: Report) -> None:
@@ -43,29 +46,38 @@ async def measure(report: Report) -> None:
     with bench_server() as server:
         url = server.url("soak")
         async with bench_store(server, "soak", pool_size=2) as (_, storage):
-            report.note(await conditions(storage))
-            port = free_port()
+            await storage.pool.fetchval(f"ALTER SYSTEM SET checkpoint_timeout = '{CHECKPOINT_S}s'")
+            await storage.pool.fetchval("SELECT pg_reload_conf()")
+            report.note(f"{await conditions(storage)}; a checkpoint every {CHECKPOINT_S} s")
+            port, bare = free_port(), free_port()
             quiet = {"ESM_RATE_LIMIT": "0", "LOG_LEVEL": "WARNING"}
-            with serving("api.event_service", port, url, **quiet) as pid:
+            with (
+                serving("api.event_service", port, url, **quiet) as pid,
+                serving("tests.benchmarks.bare_route", bare, url),
+            ):
                 await send_all(port, [a_request("/events", a_body(n)) for n in range(500)])
                 peak = await posting(port, "/events", 3000, 0, [])()
                 rate = peak * SHARE
                 report.note(f"peak {peak:,.0f} events/s; held for {minutes:g} minutes: {rate:,.0f}")
-                samples = await _held(port, rate, minutes * 60, psutil.Process(pid), storage)
+                samples = await _held((port, bare), rate, minutes * 60, psutil.Process(pid), storage)
     _tell(report, samples)
 
 
 async def _held(
-    port: int, rate: float, seconds: float, process: psutil.Process, storage: PostgresStorage
+    ports: tuple[int, int], rate: float, seconds: float, process: psutil.Process, storage: PostgresStorage
 ) -> list[Sample]:
+    """Samples until the service was held for so long; the periods of the bare route do not count."""
+    port, bare_port = ports
     samples: list[Sample] = []
-    began = time.monotonic()
-    while (at := time.monotonic() - began) < seconds:
-        took = await _period(port, rate)
+    while (at := len(samples) * PERIOD_S) < seconds:
+        took = await _period(port, rate, PERIOD_S)
+        bare = await _period(bare_port, rate, BARE_S)
         sessions: Any = await storage.pool.fetchval(SESSIONS)
         tasks = await _tasks(port)
         memory = process.memory_info().rss / 2**20
-        samples.append(Sample(at, memory, process.num_fds(), process.num_threads(), sessions, tasks, took))
+        samples.append(
+            Sample(at, memory, process.num_fds(), process.num_threads(), sessions, tasks, took, bare)
+        )
     return samples
 
 
@@ -76,9 +88,9 @@ async def _tasks(port: int) -> int:
     return int(float(told.partition("\nes_tasks ")[2].partition("\n")[0]))
 
 
-async def _period(port: int, rate: float) -> list[float]:
+async def _period(port: int, rate: float, seconds: float) -> list[float]:
     """Requests on a clock over some connections; how long each took from when it was due."""
-    began, took, count = time.perf_counter(), list[float](), int(rate * PERIOD_S)
+    began, took, count = time.perf_counter(), list[float](), int(rate * seconds)
     numbers = iter(range(count))
 
     async def client() -> None:
@@ -109,6 +121,7 @@ def _tell(report: Report, samples: list[Sample]) -> None:
     )
     for name, part in (("first", first), ("last", last)):
         report.note(f"{name} third: {percentiles([took for sample in part for took in sample.took])}")
+        report.note(f"{name} third, bare: {percentiles([took for sample in part for took in sample.bare])}")
     for name in ("files", "threads", "sessions", "tasks"):
         counts = [getattr(sample, name) for sample in samples]
         report.note(f"{name}: {min(counts)} to {max(counts)}")
