@@ -55,7 +55,8 @@ def lines(_context: Any, value: Any) -> bytes:
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
     """Name what is known in every other valid call, and wait for no position that nobody was given: that
     takes five seconds, and 503 is the answer."""
-    if len(str((case.query or {}).get("min_position", ""))) > 1:
+    position = str((case.query or {}).get("min_position", ""))
+    if len(position) > 1 or (position.isdecimal() and int(position) > 1):
         case.query["min_position"] = 1
     is_valid = case.meta is not None and case.meta.generation.mode.is_positive
     if is_valid and next(_turn) % 2:
