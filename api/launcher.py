@@ -20,6 +20,10 @@ class LaunchError(Exception):
     """A run cannot be started as asked: no such job, or a configuration that it does not take. One line."""
 
 
+REQUEST = "esm/request"
+"""The tag that names the request for which a run was made; it stands at one run at most."""
+
+
 class Launcher(Protocol):
     """Starts runs and follows them."""
 
@@ -34,6 +38,9 @@ class Launcher(Protocol):
 
         Raises LaunchError; then there is no run.
         """
+
+    async def find(self, request: str) -> str | None:
+        """The run that was made for this request, or None."""
 
     async def wait(self, run_id: str, timeout_s: float) -> bool | None:
         """True when the run ended well, False when it did not, None while it runs and for no such run."""

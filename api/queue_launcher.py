@@ -84,6 +84,10 @@ class QueueLauncher:
             raise LaunchError(" ".join((said or answer["__typename"]).split()))
         return str(answer["run"]["runId"])
 
+    async def find(self, request: str) -> str | None:
+        """See Launcher."""
+        return await self._embedded.find(request)
+
     async def wait(self, run_id: str, timeout_s: float) -> bool | None:
         """See Launcher."""
         deadline = time.monotonic() + timeout_s
