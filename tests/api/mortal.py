@@ -7,13 +7,14 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.event_service import create_app
 from api.server import serve
-from eventsourcing import Settings, bootstrap
+from eventsourcing import EventStoreConfig, Settings, bootstrap
 from eventsourcing.storage.base import StateTransaction
 from eventsourcing.storage.postgres import PostgresStorage
 
@@ -51,6 +52,11 @@ class MortalStorage(PostgresStorage):
             yield transaction
 
 
+def storage_of(config: EventStoreConfig, _: Path) -> MortalStorage:
+    """Such a storage over the database of the settings."""
+    return MortalStorage(str(config.database_url))
+
+
 class Mortality:
     """Lets a POST live for as many transactions as the environment's LIVES says."""
 
@@ -66,7 +72,7 @@ class Mortality:
 def create(settings: Settings) -> FastAPI:
     """The Event Service over such a storage."""
     MortalStorage.end = staticmethod(end_process)
-    bootstrap.database_storage = lambda config, _: MortalStorage(config.database_url)  # type: ignore[arg-type, assignment] # what it opens
+    setattr(bootstrap, "database_storage", storage_of)  # noqa: B010 - what it opens
     app = create_app(settings)
     app.add_middleware(Mortality)
     return app

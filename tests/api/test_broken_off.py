@@ -33,7 +33,7 @@ from eventsourcing.switching import describe
 from eventsourcing.testing import InMemoryHandler
 from resources.migration_journal import MigrationJournal
 from tests.api.conftest import serving
-from tests.api.mortal import MortalStorage, ProcessEnded, left
+from tests.api.mortal import ProcessEnded, left, storage_of
 from tests.api.recorder import Recorder
 from tests.api.test_migrations import place
 from tests.factories import draft
@@ -169,7 +169,7 @@ def handler() -> Iterator[None]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def system(place: Settings, handler: None) -> AsyncIterator[System]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "database_storage", lambda config, _: MortalStorage(config.database_url))
+        patch.setattr(bootstrap, "database_storage", storage_of)
         patch.setattr(migration_jobs, "OBEY_S", 0.1)
         recorder = Recorder()
         async with serving(event_service.create_app(place, recorder)) as client:
@@ -261,3 +261,20 @@ async def test_a_call_broken_off_at_any_write_is_ended_by_its_repeat(system: Sys
         assert again.headers["idempotency-replayed"] == "true"
         assert await call.told(repeat) == expected, f"broken off after {transactions} transactions"
     assert transactions >= 5, "the entry of the audit, the key, the act, the row and the answer"
+
+
+async def test_the_audit_tells_of_every_letter_that_went_whenever_its_process_died(system: System) -> None:
+    queue = DeadLetterQueue(system.store)
+    went = set()
+    for transactions in itertools.count():
+        call = await Call(system, ACTS["discard whole queues"]).prepared()
+        known = {entry["id"] for entry in await queue.actions()}
+        died = await call.post_until(transactions)
+        gone = 6 - sum(await letters_left(system, call.name))
+        entries = [entry for entry in await queue.actions() if entry["id"] not in known]
+        outcomes = [entry["outcome"] or {} for entry in entries if entry["action"] == "discard"]
+        assert sum(outcome.get("discarded", {"count": 0})["count"] for outcome in outcomes) == gone
+        went.add(gone)
+        if not died:
+            break
+    assert went == {0, 2, 4}
