@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -22,17 +23,19 @@ from api.dead_letter_schemas import (
 )
 from api.dependencies import JobsIfNeeded, OpenStore, OpenSystem, accepted, json_response, reach
 from api.idempotency import DoneOnce
-from api.jobs import submit
+from api.jobs import started, submit
 from api.launcher import Launcher
 from api.paging import cursor_after, key_before, next_link
 from api.problems import invalid_field
 from api.requests import JsonRoute
 from api.schemas import problems
+from eventsourcing.acts import recall, remember
 from eventsourcing.canonical import encode
 from eventsourcing.dead_letter_queue import DeadLetterQueue, Discarded
 from eventsourcing.dead_letters import owner_of, page_of_letters
 from eventsourcing.personal import DEAD_LETTER, MASK, masked_event
 from eventsourcing.redrive import ParkedSelection
+from eventsourcing.wording import counted
 from eventsourcing.worker import group_handlers
 
 CHANGE = problems(400, 406, 409, 413, 415, 422, 503)
@@ -83,18 +86,27 @@ async def redrive_dead_letters(
     10,000 aggregates are counted."""
     selection = body.selection()
 
-    async def start(_token: object) -> Response:
+    async def start(token: UUID) -> Response:
         queue = DeadLetterQueue(system.store)
-        parked = await queue.preview(selection, limit=COUNTED)
-        counts = {"aggregates": len(parked), "letters": sum(row["letters"] for row in parked)}
-        if body.dry_run or not parked:
-            status = "counted" if body.dry_run else "nothing to do"
-            message = f"{len(parked)} aggregates are parked that fit"
-            return json_response(orjson.dumps(_told(selection, status, counts, message)))
-        _require_handlers(selection)
-        await queue.require_free(selection.group)
-        run_id = await _redrive(await jobs(), selection, caller, why=body.reason, cap=body.cap)
-        message = f"Re-drive of {len(parked)} aggregates started"
+        await system.store.initialize()
+        async with system.store.storage.transaction() as transaction:
+            counts = await recall(transaction, token)
+        if counts is None:
+            parked = await queue.preview(selection, limit=COUNTED)
+            counts = {"aggregates": len(parked), "letters": sum(row["letters"] for row in parked)}
+            if body.dry_run or not parked:
+                status = "counted" if body.dry_run else "nothing to do"
+                message = f"{counted(len(parked), 'parked aggregate')} would be re-driven"
+                return json_response(orjson.dumps(_told(selection, status, counts, message)))
+            _require_handlers(selection)
+            async with system.store.storage.transaction() as transaction:
+                await remember(transaction, token, counts)
+        run_id = await started(launcher := await jobs(), token)
+        if run_id is None:
+            await queue.require_free(selection.group)
+            asked = _Asked(caller.name, body.reason, body.cap, token)
+            run_id = await _redrive(launcher, selection, asked)
+        message = f"Re-drive of {counted(counts['aggregates'], 'aggregate')} started"
         place = f"/dead-letters?consumer_group={quote(selection.group, safe='')}"
         return accepted(_told(selection, "started", counts, message, run_id), place)
 
@@ -111,13 +123,13 @@ async def discard_dead_letters(
     behind them is re-driven as a job."""
     selection, keys = body.selection(), body.keys()
 
-    async def work(_token: object) -> Response:
+    async def work(token: UUID) -> Response:
         queue = DeadLetterQueue(system.store)
         would = await queue.would_discard(
             selection, letters=keys, whole_queue=body.whole_queue, limit=body.limit
         )
         if body.dry_run:
-            message = f"{would.letters} dead letters fit"
+            message = f"{counted(would.letters, 'dead letter')} would be discarded"
             return json_response(orjson.dumps(_told(selection, "counted", _counts(would), message)))
         if would.behind:  # nothing is discarded whose queue could not go on
             _require_handlers(selection)
@@ -129,18 +141,30 @@ async def discard_dead_letters(
             letters=keys,
             whole_queue=body.whole_queue,
             limit=body.limit,
+            token=token,
         )
         run_id = None
         if done.behind:
+            run_id = await started(launcher := await jobs(), token)
+        if done.behind and run_id is None:
             behind = ParkedSelection(selection.group, aggregates=done.behind)
-            run_id = await _redrive(await jobs(), behind, caller, why=body.reason, cap=BEHIND_CAP)
-        message = f"{done.letters} dead letters discarded"
+            run_id = await _redrive(launcher, behind, _Asked(caller.name, body.reason, BEHIND_CAP, token))
+        message = f"{counted(done.letters, 'dead letter')} discarded"
         return json_response(orjson.dumps(_told(selection, "discarded", _counts(done), message, run_id)))
 
     return await once(work)
 
 
-async def _redrive(jobs: Launcher, selection: ParkedSelection, caller: Caller, *, why: str, cap: int) -> str:
+class _Asked(NamedTuple):
+    """Who asks for a re-drive, why, of how many events at most, and in which request."""
+
+    by: str
+    why: str
+    cap: int
+    token: UUID
+
+
+async def _redrive(jobs: Launcher, selection: ParkedSelection, asked: _Asked) -> str:
     """Start the job; its run's id. Raises a 503 problem when it does not start."""
     given = {
         "group": selection.group,
@@ -148,14 +172,15 @@ async def _redrive(jobs: Launcher, selection: ParkedSelection, caller: Caller, *
         "aggregates": list(selection.aggregates),
         "event_type": selection.event_type,
         "fingerprint": selection.fingerprint,
-        "cap": cap,
+        "cap": asked.cap,
         "dry_run": False,
-        "by": caller.name,
-        "why": why,
+        "by": asked.by,
+        "why": asked.why,
     }
     config = {name: value for name, value in given.items() if value is not None}
     run_config = {"ops": {"redrive_dead_letters": {"config": config}}}
-    return await submit(jobs, "redrive", run_config, {"consumer_group": selection.group, "source": "rest"})
+    tags = {"consumer_group": selection.group, "source": "rest"}
+    return await submit(jobs, "redrive", run_config, tags, asked.token)
 
 
 def _require_handlers(selection: ParkedSelection) -> None:

@@ -38,7 +38,7 @@ from dagster import (
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
 from api.lanes import DEFINITIONS, Lane, close_instance, open_instance, reconstructable_job
-from api.launcher import LaunchError
+from api.launcher import REQUEST, LaunchError
 from eventsourcing.canonical import decode, encode
 from eventsourcing.config import Settings
 from resources.dagster_home import LOCATION, prepare_dagster_home
@@ -119,6 +119,12 @@ class EmbeddedLauncher:
         self._ended[run_id] = asyncio.get_running_loop().create_future()
         (self._short if job_name in SHORT_JOBS else self._long).put_nowait(run_id)
         return run_id
+
+    async def find(self, request: str) -> str | None:
+        """See Launcher."""
+        made_for = RunsFilter(tags={REQUEST: request})
+        runs = await asyncio.to_thread(self.instance.get_runs, made_for, limit=1)
+        return runs[0].run_id if runs else None
 
     async def wait(self, run_id: str, timeout_s: float) -> bool | None:
         """See Launcher."""

@@ -26,6 +26,7 @@ from api.paging import next_link, page_of_events, page_of_states
 from api.problems import NOT_FOUND, POSITION_NOT_REACHED, ProblemError
 from api.publishing import batches, publishing
 from api.read_models import read_models
+from api.readiness import readiness
 from api.requests import JsonRoute
 from api.schemas import (
     EventFilters,
@@ -152,10 +153,14 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_system(settings) as system:
             read_connections(system.settings)  # a wrong file is told now, not at the first migration
-            jobs = StartedOnDemand(lambda: launcher or make_launcher(system.settings))
+            jobs = StartedOnDemand(
+                lambda: launcher or make_launcher(system.settings),
+                ready=None if launcher else readiness(system.settings),
+            )
             app.state.system, app.state.jobs = system, jobs
             async with open_doors(app, system):
                 try:
+                    jobs.look_ahead()
                     yield
                 finally:
                     await jobs.stop()

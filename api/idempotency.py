@@ -1,9 +1,9 @@
 """A POST with an `Idempotency-Key` is done once: sent again, it gets the answer that was given.
 
-States of a key: held → answered, gone after 24 h. A hold is given up when the request fails and taken over
-once it is over, for its server may have died; whoever takes over works with the token of the first, from
-which a route derives the ids of what it makes, and so finds what was made already. A refusal (4xx) has
-done nothing, and frees its key.
+States of a key: held → answered, gone after 24 h. A hold is given up when the request fails. It is taken
+over at once when the process that holds it is known to be gone, and else once its time is over. Whoever takes
+over works with the token of the first, by which a route finds what was done already. A refusal (4xx) has done
+nothing, and frees its key.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -25,11 +26,13 @@ from eventsourcing.canonical import state_hash
 from eventsourcing.errors import EventSourcingError
 from eventsourcing.events import new_event_id
 from eventsourcing.storage.base import StateStorage, StateTable
+from resources.migration_journal import is_gone, this_process
 
 log = logging.getLogger("esm.api.idempotency")
 
 KEYS = StateTable("idempotency-keys")
-"""Key: caller, method, path and the caller's key. Value: {request, token, since, held_until, answer}."""
+"""Key: caller, method, path and the caller's key. Value: {request, token, since, held_until, process}, and
+the answer once there is one."""
 
 KEPT = timedelta(hours=24)
 HELD_S = 90.0
@@ -81,7 +84,8 @@ class Once:
     async def _hold(self, now: datetime, held_s: float) -> dict[str, Any]:
         """The key's value: with the answer, or held by this request from now on."""
         until = now + timedelta(seconds=held_s)
-        fresh = {"request": self._request, "token": str(new_event_id()), "since": now, "held_until": until}
+        held = {"since": now, "held_until": until, "process": _this_process()}
+        fresh = {"request": self._request, "token": str(new_event_id()), **held}
         async with self._storage.transaction() as transaction:
             if await transaction.add(KEYS, self._place, fresh):
                 return fresh
@@ -91,9 +95,9 @@ class Once:
                     raise ProblemError(KEY_REUSED, KEY_REUSED.meaning)
                 if row.get("answer") is not None:
                     return row
-                if _moment(row["held_until"]) > now:
+                if _moment(row["held_until"]) > now and not is_gone(row.get("process")):
                     raise ProblemError(IN_FLIGHT, IN_FLIGHT.meaning, headers={"Retry-After": "1"})
-                fresh = {**row, "held_until": until}
+                fresh = {**row, **held, "since": row["since"]}
             await transaction.put(KEYS, self._place, fresh)
         return fresh
 
@@ -138,6 +142,11 @@ async def _once(
 
 DoneOnce = Annotated[Once, Depends(_once)]
 """Of a POST route: `return await once(work)`. Callers have keys of their own."""
+
+
+@cache
+def _this_process() -> dict[str, Any]:
+    return this_process()
 
 
 def _is_refusal(error: BaseException) -> bool:

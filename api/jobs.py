@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from api.launcher import Launcher
+from api.launcher import REQUEST, Launcher
 from api.problems import CONFLICT, INTERNAL, NOT_FOUND, UNAVAILABLE, ProblemError, invalid_field
 from eventsourcing import EventStore, NotFoundError, StateForbidsError
 from eventsourcing.plugins import replay_handlers
@@ -44,12 +44,12 @@ async def answer(
     start, 500 when it failed.
     """
     (job, op), result_id = question, token.hex
+    if "result" in (row := await _result(store, result_id)):
+        return row["result"]  # asked for again, after the server died that was asked first
     given = {"result_id": result_id, **{name: value for name, value in config.items() if value is not None}}
     run_id = await submit(launcher, job, {"ops": {op: {"config": given}}}, {})
     ended = await launcher.wait(run_id, ANSWER_S)
-    async with store.storage.transaction() as transaction:
-        row = await transaction.get(RESULTS, result_id) or {}
-    if "result" in row:
+    if "result" in (row := await _result(store, result_id)):
         return row["result"]
     members = {"dagster_run_id": run_id}
     if row.get("error", {}).get("kind", "").replace("_", "-") == "not-found":
@@ -59,6 +59,12 @@ async def answer(
     if await _is_broken(launcher):
         raise ProblemError(UNAVAILABLE, "Jobs cannot be executed here.", members=members)
     raise ProblemError(INTERNAL, "The job failed; its run says why.", members=members)
+
+
+async def _result(store: EventStore, result_id: str) -> dict[str, Any]:
+    await store.initialize()
+    async with store.storage.transaction() as transaction:
+        return await transaction.get(RESULTS, result_id) or {}
 
 
 async def _is_broken(launcher: Launcher) -> bool:
@@ -83,12 +89,11 @@ async def start_replay(store: EventStore, launcher: Launcher, request: ReplayReq
     journal = ReplayJournal(store.storage)
     replay_id = await journal.create(request, token)
     row = await journal.get(replay_id) or {}
-    if row.get("dagster_run_id") is not None:
-        return replay_id  # asked for again, after the server died that was asked first
-    if row.get("status") == "failed":
-        await journal.resume(replay_id)
-    await _run_pending(journal, launcher, replay_id)
-    return replay_id
+    if row.get("dagster_run_id") is None:
+        if row.get("status") == "failed":
+            await journal.resume(replay_id)
+        await _run_pending(journal, launcher, replay_id, token)
+    return replay_id  # asked for again, after the server died that was asked first, it runs already
 
 
 async def resume_replay(store: EventStore, launcher: Launcher, replay_id: str, token: UUID) -> None:
@@ -100,25 +105,28 @@ async def resume_replay(store: EventStore, launcher: Launcher, replay_id: str, t
     row = await journal.get(replay_id)
     if row is None:
         raise ProblemError(NOT_FOUND, "Replay not found")
-    if row.get("resumed_by") == token.hex and row["status"] != "failed":
-        return  # asked for again, after the server died that was asked first
-    try:
-        await journal.resume(replay_id)
-    except StateForbidsError as error:
-        raise ProblemError(CONFLICT, f"The replay cannot be resumed: it is {error.status}.") from None
-    await journal.update(replay_id, resumed_by=token.hex)
-    await _run_pending(journal, launcher, replay_id)
+    waits = row["status"] == "pending" and row.get("resumed_by") == token.hex
+    if not waits and await started(launcher, token) is None:
+        try:
+            await journal.resume(replay_id, token)
+        except StateForbidsError as error:
+            raise ProblemError(CONFLICT, f"The replay cannot be resumed: it is {error.status}.") from None
+    await _run_pending(journal, launcher, replay_id, token)
 
 
-async def _run_pending(journal: ReplayJournal, launcher: Launcher, replay_id: str) -> None:
-    """Start the job of a pending replay; when it does not start, the row says so."""
+async def _run_pending(journal: ReplayJournal, launcher: Launcher, replay_id: str, token: UUID) -> None:
+    """Start the job of a pending replay, unless the token has; when it does not start, the row says so."""
     config = {"ops": {"replay_events": {"config": {"replay_id": replay_id}}}}
-    try:
-        run_id = await submit(launcher, "replay", config, {"replay_id": replay_id})
-    except ProblemError as problem:
-        await journal.update(replay_id, status="failed", failure=problem.detail, end_time=datetime.now(UTC))
-        raise
-    await journal.update(replay_id, dagster_run_id=run_id)
+    run_id = await started(launcher, token)
+    if run_id is None:
+        try:
+            run_id = await submit(launcher, "replay", config, {"replay_id": replay_id}, token)
+        except ProblemError as problem:
+            why = {"failure": problem.detail, "end_time": datetime.now(UTC)}
+            await journal.update(replay_id, status="failed", **why)
+            raise
+    if (await journal.get(replay_id) or {}).get("dagster_run_id") is None:
+        await journal.update(replay_id, dagster_run_id=run_id)
 
 
 async def settle_replays(store: EventStore, launcher: Launcher) -> None:
@@ -173,10 +181,21 @@ async def finished_replay(journal: ReplayJournal, replay_id: str, *, wait_s: flo
         pause = min(pause * 1.5, 0.5)
 
 
-async def submit(launcher: Launcher, job: str, config: dict[str, Any], tags: dict[str, str]) -> str:
-    """Start a job; its run's id. Raises a 503 problem when it does not start."""
+async def started(launcher: Launcher, token: UUID) -> str | None:
+    """The run of the job that a request has started, if it has. Raises a 503 problem."""
     try:
-        return await launcher.submit(job, config, tags)
+        return await launcher.find(token.hex)
+    except Exception as error:
+        raise ProblemError(UNAVAILABLE, "Jobs cannot be started here.") from error
+
+
+async def submit(
+    launcher: Launcher, job: str, config: dict[str, Any], tags: dict[str, str], token: UUID | None = None
+) -> str:
+    """Start a job; its run's id. With a token, `started` finds it. Raises a 503 problem when it does not
+    start."""
+    try:
+        return await launcher.submit(job, config, tags if token is None else {**tags, REQUEST: token.hex})
     except Exception as error:
         log.exception("job %s did not start", job)
         raise ProblemError(UNAVAILABLE, "The job could not be started.") from error

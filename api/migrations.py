@@ -104,7 +104,8 @@ async def get_migration(
 )
 async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
     """Go on with a migration that was interrupted, cancelled or failed."""
-    return await once(_act(migration_id, partial(resume_migration, store, jobs, migration_id), "resumed"))
+    act = partial(resume_migration, store, jobs, migration_id)
+    return await once(_act(migration_id, act, "resumed"))
 
 
 @migrations.post(
@@ -114,7 +115,8 @@ async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneO
 )
 async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
     """Stop a migration; what is done stays done, and it can be resumed."""
-    return await once(_act(migration_id, partial(cancel_migration, store, jobs, migration_id), "cancelled"))
+    act = partial(cancel_migration, store, jobs, migration_id)
+    return await once(_act(migration_id, act, "cancelled"))
 
 
 @migrations.post(
@@ -124,8 +126,8 @@ async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneO
 )
 async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
     """Compare the target with what was migrated, now."""
-    work = partial(verify_migration, store, jobs, migration_id)
-    return await once(_act(migration_id, work, "being verified"))
+    act = partial(verify_migration, store, jobs, migration_id)
+    return await once(_act(migration_id, act, "being verified"))
 
 
 @migrations.post(
@@ -142,8 +144,8 @@ async def rollback(
 ) -> Response:
     """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
     asked = body or RollbackBody()
-    work = partial(rollback_migration, store, jobs, migration_id, asked)
-    return await once(_act(migration_id, work, "being previewed" if asked.dry_run else "being rolled back"))
+    act = partial(rollback_migration, store, jobs, migration_id, asked)
+    return await once(_act(migration_id, act, "being previewed" if asked.dry_run else "being rolled back"))
 
 
 @migrations.get(
@@ -183,8 +185,8 @@ async def retry_quarantine(
     body: Annotated[RetryBody | None, Body()] = None,
 ) -> Response:
     """Run only what is in quarantine again, under the mapping as it is now."""
-    work = partial(retry_migration, system, jobs, migration_id, body or RetryBody())
-    return await once(_act(migration_id, work, "being retried"))
+    act = partial(retry_migration, system, jobs, migration_id, body or RetryBody())
+    return await once(_act(migration_id, act, "being retried"))
 
 
 @migrations.get(
@@ -259,13 +261,13 @@ def _only(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: flat.get(name) for name in names} | {"dry_run": bool(flat.get("dry_run"))}
 
 
-def _act(migration_id: str, work: Callable[[], Awaitable[str | None]], what: str) -> Work:
+def _act(migration_id: str, act: Callable[[UUID], Awaitable[str | None]], what: str) -> Work:
     """What a keyed request does once: start or stop the job, and tell of it."""
 
-    async def act(_token: UUID) -> Response:
-        return _started(migration_id, await work(), what)
+    async def work(token: UUID) -> Response:
+        return _started(migration_id, await act(token), what)
 
-    return act
+    return work
 
 
 def _started(migration_id: str, run_id: str | None, what: str) -> Response:

@@ -16,13 +16,13 @@ from dagster import DagsterInstance
 
 from api.embedded_launcher import REPOSITORY, SHORT_JOBS, EmbeddedLauncher
 from api.launcher import LaunchError
+from api.readiness import require_webserver, webserver_url
 from eventsourcing.canonical import decode, encode
 from eventsourcing.config import Settings
 from resources.dagster_home import LOCATION
 
 _TIMEOUT_S = 30.0
 _POLL_S = 0.25
-_CHECK_S = 3.0
 
 _LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
@@ -50,7 +50,7 @@ class QueueLauncher:
 
     def __init__(self, settings: Settings) -> None:
         self._embedded = EmbeddedLauncher(settings)
-        self._url = (settings.dagster_url or f"http://127.0.0.1:{settings.dagster_port}").rstrip("/")
+        self._url = webserver_url(settings)
         self._client = httpx2.AsyncClient(timeout=_TIMEOUT_S)
 
     async def start(self) -> None:
@@ -84,6 +84,10 @@ class QueueLauncher:
             raise LaunchError(" ".join((said or answer["__typename"]).split()))
         return str(answer["run"]["runId"])
 
+    async def find(self, request: str) -> str | None:
+        """See Launcher."""
+        return await self._embedded.find(request)
+
     async def wait(self, run_id: str, timeout_s: float) -> bool | None:
         """See Launcher."""
         deadline = time.monotonic() + timeout_s
@@ -102,12 +106,9 @@ class QueueLauncher:
             await self._asked(_TERMINATE, {"run": run_id})
 
     async def check(self) -> None:
-        """See Launcher. The webserver must answer, too."""
+        """See Launcher. The webserver must answer and have our jobs, too."""
         await self._embedded.check()
-        try:
-            (await self._client.get(f"{self._url}/server_info", timeout=_CHECK_S)).raise_for_status()
-        except httpx2.HTTPError as error:
-            raise LaunchError(f"Dagster's webserver does not answer at {self._url}") from error
+        await require_webserver(self._client, self._url)
 
     @property
     def instance(self) -> DagsterInstance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Annotated, Any
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
@@ -11,7 +12,7 @@ from fastapi.responses import Response
 from api.access import CurrentCaller, Scope, needs
 from api.dependencies import Jobs, OpenStore, accepted, json_response, reach
 from api.idempotency import DoneOnce
-from api.jobs import submit
+from api.jobs import started, submit
 from api.paging import cursor_after, key_before, next_link
 from api.problems import CONFLICT, ProblemError
 from api.requests import JsonRoute
@@ -91,14 +92,16 @@ async def rebuild_read_model(
     """Fold a read model anew beside the live one, as a job; an interrupted rebuild goes on. Nothing that is
     read changes."""
 
-    async def start(_token: object) -> Response:
+    async def start(token: UUID) -> Response:
         await store.initialize()
-        beside = (await describe(store.storage, model))["beside"]
-        if beside is not None and beside["state"] == "building":
-            raise ProblemError(CONFLICT, "The read model is being rebuilt.")
-        given = {"name": model.name, "fresh": body is not None and body.fresh}
-        config = {"ops": {"rebuild_read_model": {"config": given}}}
-        run_id = await submit(jobs, "rebuild", config, {"read_model": model.name})
+        run_id = await started(jobs, token)
+        if run_id is None:
+            beside = (await describe(store.storage, model))["beside"]
+            if beside is not None and beside["state"] == "building":
+                raise ProblemError(CONFLICT, "The read model is being rebuilt.")
+            given = {"name": model.name, "fresh": body is not None and body.fresh}
+            config = {"ops": {"rebuild_read_model": {"config": given}}}
+            run_id = await submit(jobs, "rebuild", config, {"read_model": model.name}, token)
         content: dict[str, Any] = {
             "name": model.name,
             "status": "started",
@@ -116,8 +119,8 @@ async def rebuild_read_model(
 async def switch_read_model(store: OpenStore, model: Model, once: DoneOnce) -> Response:
     """Make the generation beside the live one, at once for every reader; the same call switches back."""
 
-    async def work(_token: object) -> Response:
+    async def work(token: UUID) -> Response:
         await store.initialize()
-        return json_response(encode(await switch(store.storage, model)))
+        return json_response(encode(await switch(store.storage, model, token)))
 
     return await once(work)

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from uuid import UUID
 
-from eventsourcing import audit
+from eventsourcing import acts, audit
 from eventsourcing.config import EventBusConfig
 from eventsourcing.dead_letters import (
     PAGE,
@@ -26,6 +27,9 @@ from eventsourcing.redrive import ParkedSelection, Redrive, RedriveResult
 from eventsourcing.storage.base import StateTransaction, Storage
 from eventsourcing.store import EventStore
 
+_FRONTS = "/fronts"
+"""The part of an act that names what a discard takes: the keys in front, by aggregate."""
+
 
 @dataclass(frozen=True, slots=True)
 class Discarded:
@@ -39,12 +43,16 @@ class Discarded:
 
 @dataclass(slots=True)
 class _Dropped:
-    """What a discard has removed so far: how many, and the first events of them."""
+    """How far a discard is: how many letters it removed, and the first events of them."""
 
     entry: str
     """Its entry in the audit."""
     count: int = 0
     first: list[dict[str, Any]] = field(default_factory=list)
+    passed: int = 0
+    """How many of its aggregates are done."""
+    behind: list[str] = field(default_factory=list)
+    """Those of them whose queue goes on."""
 
     def add(self, event: dict[str, Any]) -> None:
         """Count one more."""
@@ -144,20 +152,21 @@ class DeadLetterQueue:
         event and there is no handler for it; then nothing was discarded.
         """
         async with self._alone(group, None) as storage:
-            queue = await dead_letters(storage, group, aggregate_id=aggregate_id, limit=2)
+            async with storage.transaction() as transaction:
+                queue = await scan_letters(transaction, group, aggregate_id, limit=2)
             if not queue:
                 raise NotFoundError("parked aggregate", f"{group}/{aggregate_id}")
-            if queue[0]["status"] != "failed" and not whole_queue:
+            key, front = queue[0]
+            if front["status"] != "failed" and not whole_queue:
                 raise NotFoundError("failed event in front of", f"{group}/{aggregate_id}")
             if len(queue) > 1 and not whole_queue:
                 _require(handlers, group)
             what = {"group": group, "aggregate_id": aggregate_id, "whole_queue": whole_queue}
             entry = await self._begin(storage, "discard", by=by, what=what, why=why)
             dropped = _Dropped(entry)
-            await self._drop(storage, group, aggregate_id, dropped, whole_queue=whole_queue)
-            behind = await dead_letters(storage, group, aggregate_id=aggregate_id, limit=1)
-            result = RedriveResult(released=0 if behind else 1)
-            if behind:
+            await self._drop(storage, group, aggregate_id, dropped, only=None if whole_queue else [key])
+            result = RedriveResult(released=0 if dropped.behind else 1)
+            if dropped.behind:
                 result = await Redrive(storage, self._config, group, handlers).run([aggregate_id])
             async with storage.transaction() as transaction:
                 await audit.complete(transaction, entry, {**dropped.told(), **asdict(result)})
@@ -172,28 +181,37 @@ class DeadLetterQueue:
         letters: Collection[str] = (),
         whole_queue: bool = False,
         limit: int = 100,
+        token: UUID | None = None,
     ) -> Discarded:
         """Give up the failed event in front of each selected aggregate, or its whole queue.
 
         Takes at most `limit` aggregates; `letters`, keys, spares every event in front that is not among
-        them. What stands behind stays parked until it is re-driven. Raises BusyError; then nothing was
-        discarded. Repeating it after a crash goes on.
+        them. What stands behind stays parked until it is re-driven. A token names the request: repeated
+        after a crash it ends what it began, and takes nothing else. Raises BusyError; then nothing was
+        discarded.
         """
         async with self._alone(selection.group, None) as storage:
-            what = {**asdict(selection), "whole_queue": whole_queue, "letters": len(letters)}
-            entry = await self._begin(storage, "discard", by=by, what=what, why=why)
-            dropped, behind = _Dropped(entry), []
             chosen = [row["aggregate_id"] for row in await self.preview(selection, limit=limit)]
-            for aggregate_id in chosen:
-                await self._drop(
-                    storage, selection.group, aggregate_id, dropped, whole_queue=whole_queue, only=letters
-                )
-                if await dead_letters(storage, selection.group, aggregate_id=aggregate_id, limit=1):
-                    behind.append(aggregate_id)
-            result = Discarded(dropped.count, len(chosen) - len(behind), tuple(behind))
+            what = {**asdict(selection), "whole_queue": whole_queue, "letters": len(letters)}
             async with storage.transaction() as transaction:
-                counts = {"released": result.released, "behind": len(behind)}
-                await audit.complete(transaction, entry, {**dropped.told(), **counts})
+                begun = await acts.recall(transaction, token)
+                fronts = await acts.recall(transaction, token, part=_FRONTS)
+                if begun is None or fronts is None:
+                    begun = {"entry": await audit.begin(transaction, "discard", by=by, what=what, why=why)}
+                    fronts = {
+                        name: [key for key, _ in await _in_front(transaction, selection.group, name, letters)]
+                        for name in chosen
+                    }
+                    await acts.remember(transaction, token, fronts, part=_FRONTS)
+                    await acts.remember(transaction, token, begun)
+            dropped = _Dropped(**begun)
+            for name in list(fronts)[dropped.passed :]:
+                only = None if whole_queue else fronts[name]
+                await self._drop(storage, selection.group, name, dropped, only=only, token=token)
+            result = Discarded(dropped.count, len(fronts) - len(dropped.behind), tuple(dropped.behind))
+            async with storage.transaction() as transaction:
+                counts = {"released": result.released, "behind": len(dropped.behind)}
+                await audit.complete(transaction, dropped.entry, {**dropped.told(), **counts})
         return result
 
     async def would_discard(
@@ -234,24 +252,30 @@ class DeadLetterQueue:
         aggregate_id: str,
         dropped: _Dropped,
         *,
-        whole_queue: bool,
-        only: Collection[str] = (),
+        only: Collection[str] | None,
+        token: UUID | None = None,
     ) -> None:
-        """Remove the failed letter in front, or all letters page by page, each page with its note in the
-        audit."""
-        while True:
+        """Remove the failed letter in front if it is among `only`, or with None all letters page by page,
+        each page with its note in the audit."""
+        is_over = False
+        while not is_over:
             async with storage.transaction() as transaction:
-                if whole_queue:
-                    page = await scan_letters(transaction, group, aggregate_id, limit=PAGE)
-                else:
-                    page = await _in_front(transaction, group, aggregate_id, only)
-                for key, row in page:
+                page = await scan_letters(transaction, group, aggregate_id, limit=PAGE if only is None else 1)
+                going = [
+                    (key, row)
+                    for key, row in page
+                    if only is None or (row["status"] == "failed" and key in only)
+                ]
+                for key, row in going:
                     await remove_letter(transaction, group, aggregate_id, key)
                     dropped.add(row["event"])
-                if page:
+                is_over = len(page) < PAGE
+                if is_over:
+                    dropped.passed += 1
+                    dropped.behind += await _goes_on(transaction, group, aggregate_id)
+                if going:
                     await audit.complete(transaction, dropped.entry, dropped.told())
-            if len(page) < PAGE:
-                return
+                await acts.remember(transaction, token, asdict(dropped))
 
     async def _begin(self, storage: Storage, action: str, *, by: str, what: Any, why: str) -> str:
         async with storage.transaction() as transaction:
@@ -271,6 +295,11 @@ class DeadLetterQueue:
     async def _storage(self) -> Storage:
         await self._store.initialize()
         return self._store.storage
+
+
+async def _goes_on(transaction: StateTransaction, group: str, aggregate_id: str) -> list[str]:
+    """The aggregate, if something is left in its queue."""
+    return [aggregate_id] if await scan_letters(transaction, group, aggregate_id, limit=1) else []
 
 
 async def _in_front(

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, model_validator
 
+from eventsourcing import acts
 from eventsourcing.canonical import decode, encode
 from eventsourcing.config import EventReplayConfig
 from eventsourcing.errors import BusyError, NotFoundError, StateForbidsError
@@ -26,10 +27,6 @@ from eventsourcing.storage.base import StateTable, StateTransaction, Storage
 REPLAYS = StateTable("replays")
 """Key: second of the start and count within it, so that keys sort by age. Value: the row."""
 
-REPLAYS_BY_TOKEN = StateTable("replays-by-token")
-"""The replay that a request made, for a day: {replay_id} by the request's token."""
-
-_TOKEN_KEPT_S = 86_400.0
 SHOWN_ERRORS = 100
 UNFINISHED = ("pending", "running")
 RESUMABLE = ("interrupted", "failed", "cancelled")
@@ -101,9 +98,10 @@ class ReplayJournal:
 
         A token names the request: for a day, the same one gets the row that it made.
         """
-        known = None if token is None else await self._made_by(token)
+        async with self.storage.transaction() as transaction:
+            known = await acts.recall(transaction, token)
         if known is not None:
-            return known
+            return str(known["replay_id"])
         second = datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
         count = 0
         while True:
@@ -118,16 +116,9 @@ class ReplayJournal:
             }
             async with self.storage.transaction() as transaction:
                 if await transaction.add(REPLAYS, _key(replay_id), row):
-                    if token is not None:
-                        await transaction.put(REPLAYS_BY_TOKEN, token.hex, {"replay_id": replay_id})
-                        await transaction.purge(REPLAYS_BY_TOKEN, older_than_s=_TOKEN_KEPT_S, limit=100)
+                    await acts.remember(transaction, token, {"replay_id": replay_id})
                     return replay_id
             count += 1
-
-    async def _made_by(self, token: UUID) -> str | None:
-        async with self.storage.transaction() as transaction:
-            made: dict[str, str] | None = await transaction.get(REPLAYS_BY_TOKEN, token.hex)
-        return None if made is None else made["replay_id"]
 
     async def get(self, replay_id: str) -> dict[str, Any] | None:
         """The row, or None."""
@@ -161,11 +152,12 @@ class ReplayJournal:
             await transaction.put(REPLAYS, _key(replay_id), row)
         return True
 
-    async def resume(self, replay_id: str) -> dict[str, Any]:
+    async def resume(self, replay_id: str, token: UUID | None = None) -> dict[str, Any]:
         """Make a replay that ended early pending again, to be run on from where it is; return the row.
 
-        Raises NotFoundError, and StateForbidsError unless it is interrupted, failed or cancelled, since
-        seven days at most; then nothing has changed.
+        A token names the request: `resumed_by` then says that it was this one. Raises NotFoundError, and
+        StateForbidsError unless it is interrupted, failed or cancelled, since seven days at most; then
+        nothing has changed.
         """
         async with self.storage.transaction() as transaction:
             row = await self._locked(transaction, replay_id)
@@ -175,6 +167,8 @@ class ReplayJournal:
                 raise StateForbidsError("replay", replay_id, told)
             row.update(status="pending", owner=None, cancel_requested=False, failure=None, end_time=None)
             row["resumed"] = row.get("resumed", 0) + 1
+            if token is not None:
+                row.update(dagster_run_id=None, resumed_by=token.hex)
             await transaction.put(REPLAYS, _key(replay_id), row)
         return row
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
+from eventsourcing import acts
 from eventsourcing.canonical import decode, encode
 from eventsourcing.differences import DifferingRow, differing_rows
 from eventsourcing.errors import BusyError, StateForbidsError
@@ -19,18 +21,20 @@ from eventsourcing.rebuilds import TRIES, alone
 from eventsourcing.storage.base import StateTransaction, Storage
 
 
-async def switch(storage: Storage, model: ReadModel) -> dict[str, Any]:
+async def switch(storage: Storage, model: ReadModel, token: UUID | None = None) -> dict[str, Any]:
     """Make the generation beside the live one, at once for every reader; describe the read model then.
 
     It is brought up to date first, as far as this code can; the one that was live stays beside, so that
-    the same call switches back. Raises StateForbidsError when none is ready, BusyError while a rebuild or
-    another switch of it runs, and when one ran while this call waited: two callers who want the same do not
-    switch there and back. Then nothing has changed.
+    the same call switches back. A token names the request, which switches once. Raises StateForbidsError
+    when none is ready, BusyError while a rebuild or another switch of it runs, and when one ran while this
+    call waited: two callers who want the same do not switch there and back. Then nothing has changed.
     """
     async with storage.transaction() as transaction:
         wanted = (await model.row(transaction))["beside"]
     async with alone(storage, model):
         async with storage.transaction() as transaction:
+            if (known := await acts.recall(transaction, token)) is not None:
+                return known
             row = await model.row(transaction)
         if wanted is not None and row["beside"] is not None and row["beside"]["number"] != wanted["number"]:
             raise BusyError(f"read model {model.name!r} was rebuilt or switched by another process")
@@ -38,8 +42,8 @@ async def switch(storage: Storage, model: ReadModel) -> dict[str, Any]:
         for _ in range(TRIES):
             if generation.is_current:
                 await generation.catch_up(storage)
-            if await _switched(storage, model, generation):
-                return await describe(storage, model)
+            if (switched := await _switched(storage, model, generation, token)) is not None:
+                return switched
     raise BusyError(f"read model {model.name!r} goes on faster than the one beside it follows")
 
 
@@ -51,10 +55,7 @@ async def describe(storage: Storage, model: ReadModel) -> dict[str, Any]:
     """
     head = await storage.head()
     async with storage.transaction(snapshot=True) as transaction:
-        row = await model.row(transaction)
-        live = await _described(transaction, model, row["live"], head)
-        beside = None if row["beside"] is None else await _described(transaction, model, row["beside"], head)
-    return {"name": model.name, "fold_version": model.fold.version, "live": live, "beside": beside}
+        return await _model_described(transaction, model, head)
 
 
 async def describe_all(storage: Storage) -> list[dict[str, Any]]:
@@ -85,14 +86,17 @@ def _switchable(model: ReadModel, row: Row) -> Generation:
     return model.generation(beside)
 
 
-async def _switched(storage: Storage, model: ReadModel, generation: Generation) -> bool:
-    """Move the row, unless the live generation is ahead of one that could follow it."""
+async def _switched(
+    storage: Storage, model: ReadModel, generation: Generation, token: UUID | None
+) -> dict[str, Any] | None:
+    """Move the row and describe it, unless the live generation is ahead of one that could follow it."""
+    head = await storage.head()
     async with storage.transaction() as transaction:
         row = await model.row(transaction, lock=True)
         live = model.generation(row["live"])
         upto = await live.position_in(transaction, lock=True)
         if generation.is_current and await generation.position_in(transaction) < upto:
-            return False
+            return None
         compared = (row["beside"] or {}).get("difference")
         previous = {"number": live.number, "fold_version": live.fold_version, "state": "previous"}
         changed = Row(
@@ -102,7 +106,16 @@ async def _switched(storage: Storage, model: ReadModel, generation: Generation) 
             refused=live.fold_version if generation.fold_version < live.fold_version else None,
         )
         await transaction.put(READ_MODEL_ROWS, model.name, decode(encode(changed)))
-    return True
+        described: dict[str, Any] = decode(encode(await _model_described(transaction, model, head)))
+        await acts.remember(transaction, token, described)
+    return described
+
+
+async def _model_described(transaction: StateTransaction, model: ReadModel, head: int) -> dict[str, Any]:
+    row = await model.row(transaction)
+    live = await _described(transaction, model, row["live"], head)
+    beside = None if row["beside"] is None else await _described(transaction, model, row["beside"], head)
+    return {"name": model.name, "fold_version": model.fold.version, "live": live, "beside": beside}
 
 
 async def _described(

@@ -12,9 +12,11 @@ import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import psutil
 
+from eventsourcing import acts
 from eventsourcing.canonical import decode, encode
 from eventsourcing.errors import NotFoundError
 from eventsourcing.storage.base import StateStorage, StateTable, StateTransaction
@@ -71,8 +73,11 @@ class MigrationJournal:
     def __init__(self, storage: StateStorage) -> None:
         self._storage = storage
 
-    async def create(self, migration_id: str, request: Mapping[str, Any], *, status: str = "queued") -> None:
-        """Write the row of a new migration, which then holds its target unless it is a dry run.
+    async def create(
+        self, migration_id: str, request: Mapping[str, Any], *, status: str = "queued", **fields: Any
+    ) -> None:
+        """Write the row of a new migration with these fields, which then holds its target unless it is a dry
+        run.
 
         Raises StateForbidsError when the id is taken, TargetHeldError when another one is under way.
         """
@@ -87,6 +92,7 @@ class MigrationJournal:
             "steps_completed": 0,
             "total_steps": len(STEPS),
             "progress": 0,
+            **fields,
         }
         async with self._storage.transaction() as transaction:
             if not request.get("dry_run"):
@@ -138,8 +144,10 @@ class MigrationJournal:
         allowed: tuple[str, ...],
         status: str | None = None,
         request: Mapping[str, Any] | None = None,
+        **fields: Any,
     ) -> dict[str, Any]:
-        """Let the next job have the migration: from one of these states into the one given, if any.
+        """Let the next job have the migration: from one of these states into the one given, if any, and
+        change these fields.
 
         Raises NotFoundError, StateForbidsError, TargetHeldError.
         """
@@ -152,17 +160,23 @@ class MigrationJournal:
             if seen not in ALIVE:
                 row["status_before"] = seen
             if status is not None:
-                await _hold(transaction, str(asked["target"]), migration_id)
+                if not asked.get("dry_run"):
+                    await _hold(transaction, str(asked["target"]), migration_id)
                 row.update(status=status, failure=None, ended_at=None)
             now = datetime.now(UTC)
             row.update(request=asked, cancel_requested=False, heartbeat_at=now, taken_at=now, process=None)
-            row = _plain(row)
+            row = _plain({**row, **fields})
             await transaction.put(MIGRATIONS, migration_id, row)
         return as_seen(row)
 
-    async def request_cancel(self, migration_id: str) -> dict[str, Any]:
-        """Ask a migration to stop, at once when it has not begun. Raises NotFoundError, StateForbidsError."""
+    async def request_cancel(self, migration_id: str, token: UUID | None = None) -> dict[str, Any]:
+        """Ask a migration to stop, at once when it has not begun; its {status, dagster_run_id} then.
+
+        A token names the request, which asks once. Raises NotFoundError, StateForbidsError.
+        """
         async with self._storage.transaction() as transaction:
+            if (known := await acts.recall(transaction, token)) is not None:
+                return known
             row = await _locked(transaction, migration_id)
             seen = as_seen(row)["status"]
             if seen not in ("queued", "running"):
@@ -170,9 +184,10 @@ class MigrationJournal:
             row["cancel_requested"] = True
             if seen == "queued":
                 row.update(status="cancelled", ended_at=datetime.now(UTC))
-            row = _plain(row)
-            await transaction.put(MIGRATIONS, migration_id, row)
-        return as_seen(row)
+            await transaction.put(MIGRATIONS, migration_id, _plain(row))
+            asked = {"status": row["status"], "dagster_run_id": row.get("dagster_run_id")}
+            await acts.remember(transaction, token, asked)
+        return asked
 
     async def interrupt(self, migration_id: str, run_id: str) -> bool:
         """Say that the run which worked on a migration died; False when it had ended in order, or is
@@ -201,7 +216,7 @@ class MigrationJournal:
 def as_seen(row: dict[str, Any]) -> dict[str, Any]:
     """The row as a reader sees it: one whose process died is interrupted."""
     beat = datetime.fromisoformat(row["heartbeat_at"])
-    is_stale = datetime.now(UTC) - beat > STALE_AFTER or _is_gone(row.get("process"))
+    is_stale = datetime.now(UTC) - beat > STALE_AFTER or is_gone(row.get("process"))
     if row["status"] in ("running", "rolling_back") and is_stale:
         return {**row, "status": "interrupted", "interrupted": row["status"]}
     return row
@@ -235,8 +250,8 @@ def this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time()}
 
 
-def _is_gone(process: dict[str, Any] | None) -> bool:
-    """Whether a process of this host is gone; nobody knows of those of another host."""
+def is_gone(process: dict[str, Any] | None) -> bool:
+    """Whether a process, see `this_process`, of this host is gone; nobody knows of those of another host."""
     if process is None or process["host"] != socket.gethostname():
         return False
     try:

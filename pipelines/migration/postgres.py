@@ -12,8 +12,9 @@ import psycopg2.sql as pgsql
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from pipelines.migration.errors import RecordRefusedError, TargetError, TargetLockedError
+from pipelines.migration.errors import MigrationError, RecordRefusedError, TargetError, TargetLockedError
 from pipelines.migration.keys import key_text
+from pipelines.migration.postgres_rights import lacking
 from pipelines.migration.postgres_values import Outflow, array_texts, copy_text, select_out, typed_frame
 from pipelines.migration.postgres_waits import LOCK_WAIT_S, OURS, Wait
 from pipelines.migration.relational import RelationalTransaction, reflect_references
@@ -95,7 +96,7 @@ class PostgresTarget:
             raise _named(_translated(error.orig, self._url.database), wait) from None
         except psycopg2.Error as error:
             raise _named(_translated(error, self._url.database), wait) from None
-        except TargetLockedError as error:  # of a savepoint
+        except TargetError as error:  # of a savepoint
             raise _named(error, wait) from None
 
     def close(self) -> None:
@@ -132,6 +133,10 @@ class PostgresTransaction(RelationalTransaction):
             sa.select(sa.func.pg_sequence_last_value(sa.cast(sequence, pg.REGCLASS)))
         )
         return 1 if drawn is None else int(drawn) + 1
+
+    def lacking(self, tables: Sequence[Table]) -> list[tuple[str, str]]:
+        sequences = filter(None, map(self._sequence, tables))
+        return [*lacking(self._connection, tables, [*sequences])]
 
     def among(self, kind: str, column: sa.ColumnElement[Any], values: Sequence[Any]) -> Any:
         of = pg.ARRAY(_KEY_TYPES.get(kind, sa.Text()))
@@ -293,8 +298,10 @@ def _stored(table: Table) -> list[str]:
     return [name for name, column in table.columns.items() if not column.is_computed]
 
 
-def _named(error: TargetError, wait: Wait) -> TargetError:
-    """The error, which says who held a lock if that is known."""
+def _named(error: TargetError, wait: Wait) -> MigrationError:
+    """The error, which says who held a lock if that is known; of a wait that was stopped, that it was."""
+    if wait.stopped is not None:
+        return wait.stopped
     if isinstance(error, TargetLockedError) and wait.held_by:
         return TargetLockedError(wait.held_by, waited_s=LOCK_WAIT_S)
     return error

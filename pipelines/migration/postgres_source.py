@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,8 +21,8 @@ from pipelines.migration.source import KeysetSnapshot
 class PostgresSource:
     """A PostgreSQL database, its default schema; nothing is ever written to it."""
 
-    def __init__(self, url: sa.URL) -> None:
-        self._url = url
+    def __init__(self, url: sa.URL, *, on_wait: Callable[[str], None] | None = None) -> None:
+        self._url, self._on_wait = url, on_wait
         options = f"{SESSION} -c default_transaction_read_only=on -c lock_timeout={LOCK_WAIT_S}s"
         arguments = {"options": options, "connect_timeout": 10, "application_name": OURS}
         self._engine = sa.create_engine(
@@ -44,11 +44,13 @@ class PostgresSource:
 
     @contextmanager
     def _connection(self) -> Iterator[sa.Connection]:
-        wait = Wait(self._url, None)
+        wait = Wait(self._url, self._on_wait)
         try:
             with self._engine.connect() as connection, wait.watched(connection):
                 yield connection
         except (sa.exc.DBAPIError, psycopg2.Error) as error:
+            if wait.stopped is not None:
+                raise wait.stopped from None
             state = getattr(getattr(error, "orig", error), "pgcode", None)
             why = f"SQLSTATE {state}" if state else "no connection"
             if state == "55P03":

@@ -2,7 +2,7 @@
 
 A statement that meets a lock of somebody else is bounded by `lock_timeout`. When it fails, the server no
 longer knows who was in the way: so a thread asks while the transaction is open, over a connection that it
-makes only then.
+makes only then. Whoever is told may end the wait: the statement is cancelled and the transaction undone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from datetime import UTC
 from typing import Any
 
 import sqlalchemy as sa
+
+from pipelines.migration.errors import RunStoppedError
 
 OURS = "esm-migration"
 """How every connection of a migration is named in the server's lists; its id follows."""
@@ -31,12 +33,14 @@ _classes = sa.table("pg_class", *map(sa.column, ("oid", "relname", "relkind")))
 
 
 class Wait:
-    """What one transaction waits for. `held_by` is what it waited for last, or empty."""
+    """What one transaction waits for. `held_by` is what it waited for last, or empty; `stopped` is the error
+    that `tell` raised, with which the transaction is to end."""
 
     def __init__(self, url: sa.URL, tell: Callable[[str], None] | None) -> None:
         self._url, self._tell = url, tell
         self._over = threading.Event()
         self.held_by = ""
+        self.stopped: RunStoppedError | None = None
 
     @contextmanager
     def watched(self, connection: sa.Connection) -> Iterator[None]:
@@ -64,8 +68,12 @@ class Wait:
         held_by = _holder(connection, pid)
         if held_by and not self._over.is_set():
             self.held_by = held_by
-            if self._tell is not None:
-                self._tell(held_by)
+            try:
+                if self._tell is not None:
+                    self._tell(held_by)
+            except RunStoppedError as error:
+                self.stopped = error
+                connection.execute(sa.select(sa.func.pg_cancel_backend(pid)))
 
 
 def _holder(connection: sa.Connection, pid: int) -> str:

@@ -22,7 +22,7 @@ from pipelines.migration.chunks import make_private
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import MigrationError
 from pipelines.migration.extract import extract
-from pipelines.migration.load import refuse_filled_tables
+from pipelines.migration.load import refuse_filled_tables, tables_written
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.plan import EntityPlan
 from pipelines.migration.schemacheck import check_schema
@@ -101,7 +101,8 @@ def _target_blockers(run: PreviewRun) -> list[str]:
     with run.target.transaction() as transaction:
         found = _said_by(refuse_other_holder, transaction.connection, run.migration_id)
         found += _said_by(refuse_filled_tables, transaction, run.plan)
-    return found
+        lacking = transaction.lacking(tables_written(run.plan))
+    return found + [f"the target's user has no {right} right on the {what}" for right, what in lacking]
 
 
 def _said_by(check: Any, *given: Any) -> list[str]:

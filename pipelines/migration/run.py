@@ -34,7 +34,7 @@ from pipelines.migration.report import report_facts, write_report
 from pipelines.migration.rollback import rollback
 from pipelines.migration.schemacheck import check_schema, refuse_blockers
 from pipelines.migration.session import Session
-from pipelines.migration.source import Source, open_source
+from pipelines.migration.source import Source
 from pipelines.migration.told import Told
 from pipelines.migration.transform import transform
 from pipelines.migration.validate import refuse_excess, validate
@@ -153,7 +153,7 @@ class Migration:
 
         async def work(run: RunContext) -> StageOutcome:
             run.require("extract", needs="schema")
-            return await asyncio.to_thread(extract, run, open_source(self._session.source_url))
+            return await asyncio.to_thread(extract, run, self._session.open_source())
 
         async with self._stage("extract", work) as (run, outcome):
             await run.announcer.stage(outcome)
@@ -262,7 +262,7 @@ class Migration:
 
     def _source_if_there(self) -> Source | None:
         try:
-            return open_source(self._session.source_url)
+            return self._session.open_source()
         except SourceError:
             return None
 

@@ -18,7 +18,13 @@ from pipelines.migration.announce import Announcer, EventLog
 from pipelines.migration.attempts import current_folder, earlier_manifests, next_folder
 from pipelines.migration.compile import compile_plan, tables_of
 from pipelines.migration.context import Reporter, RunContext
-from pipelines.migration.errors import MigrationError, StagedDataError, TargetError, UnknownRunError
+from pipelines.migration.errors import (
+    MigrationError,
+    RunStoppedError,
+    StagedDataError,
+    TargetError,
+    UnknownRunError,
+)
 from pipelines.migration.load import refuse_filled_tables, tables_written
 from pipelines.migration.manifest import Manifest, StageOutcome
 from pipelines.migration.mapping import Mapping
@@ -27,7 +33,7 @@ from pipelines.migration.masking import Masker
 from pipelines.migration.plan import Plan
 from pipelines.migration.preview import preview, preview_folder, preview_run
 from pipelines.migration.schema import Table
-from pipelines.migration.source import open_source
+from pipelines.migration.source import Source, open_source
 from pipelines.migration.target import Target, TargetTransaction, open_target
 from pipelines.migration.worktables import (
     RunRow,
@@ -132,7 +138,7 @@ class Session:
     def preview(self) -> dict[str, Any]:
         """What a new run would do; nothing is written. See `preview.preview`."""
         mapping, now = self._load_mapping(), datetime.now(UTC)
-        source = open_source(self.source_url)
+        source = self.open_source()
         with self._target() as target, preview_folder(self.folder.parent) as folder:
             sources, targets = tables_of(mapping)
             here, there = source.tables(sources), target.tables(targets)
@@ -158,7 +164,7 @@ class Session:
         if begun is not None:
             return begun
         facts: dict[str, Any] = {
-            "source_config": open_source(self.source_url).describe(),
+            "source_config": self.open_source().describe(),
             "target_config": run.target.describe(),
             "mapping_sha256": run.row.mapping_sha256,
             "mode": "run" if run.attempt == 1 else "retry",
@@ -261,9 +267,7 @@ class Session:
     def _reflect(self, target: Target, mapping: Mapping, folder: Path | None = None) -> Manifest:
         """The manifest of a run that has done nothing yet: the tables as they are now."""
         sources, targets = tables_of(mapping)
-        return Manifest(
-            folder or self.folder, open_source(self.source_url).tables(sources), target.tables(targets)
-        )
+        return Manifest(folder or self.folder, self.open_source().tables(sources), target.tables(targets))
 
     def _plan(self, mapping: Mapping, manifest: Manifest, now: datetime) -> Plan:
         """The compiled plan, made once for the same tables and moment."""
@@ -276,9 +280,19 @@ class Session:
         """The target: after a `close` it connects anew, and it keeps its compiled statements."""
         if self._kept_target is None:
             self._kept_target = open_target(
-                self.target_url, migration_id=self.migration_id, on_wait=self.reporter.wait
+                self.target_url, migration_id=self.migration_id, on_wait=self._wait
             )
         return self._kept_target
+
+    def open_source(self) -> Source:
+        """The source. Raises SourceError."""
+        return open_source(self.source_url, on_wait=self._wait)
+
+    def _wait(self, waits: str) -> None:
+        """Report what is waited for. Raises RunStoppedError when somebody asked the run to stop."""
+        if self.reporter.stop.is_set():
+            raise RunStoppedError(self.migration_id)
+        self.reporter.wait(waits)
 
     def _find(self, target: Target) -> RunRow | None:
         with target.transaction() as transaction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,8 +91,8 @@ class Source(Protocol):
         """Open a snapshot; leaving it closes every connection."""
 
 
-def open_source(url: str) -> Source:
-    """The source of a URL; nothing is connected yet.
+def open_source(url: str, *, on_wait: Callable[[str], None] | None = None) -> Source:
+    """The source of a URL; nothing is connected yet. `on_wait` is as for a target, see `open_target`.
 
     Raises SourceError for a malformed URL, an unknown kind of database, or a file that is not there.
     """
@@ -110,7 +110,7 @@ def open_source(url: str) -> Source:
         case "sqlite":
             return SqliteSource(Path(parsed.database or ""))
         case "postgresql":
-            return PostgresSource(parsed.set(drivername="postgresql+psycopg2"))
+            return PostgresSource(parsed.set(drivername="postgresql+psycopg2"), on_wait=on_wait)
         case "csv":
             return CsvSource(Path(parsed.database or ""))
         case kind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -79,6 +80,10 @@ class SqliteTarget:
     def close(self) -> None:
         self._engine.dispose()
 
+    def is_writable(self) -> bool:
+        """Whether this process may write to the file, and beside it."""
+        return all(os.access(path, os.W_OK) for path in (self._path, self._path.resolve().parent))
+
     def begin(self, connection: sa.Connection) -> None:
         """Begin a transaction as the one writer. Whoever writes now is waited for, and told of.
 
@@ -144,6 +149,9 @@ class SqliteTransaction(RelationalTransaction):
             self._connection.exec_driver_sql("ROLLBACK")
             self._target.begin(self._connection)
             self._is_locked = True
+
+    def lacking(self, tables: Sequence[Table]) -> list[tuple[str, str]]:  # noqa: ARG002 - a file has no tables
+        return [] if self._target.is_writable() else [("INSERT", "file, or on its folder")]
 
     def among(self, _: str, column: sa.ColumnElement[Any], values: Sequence[Any]) -> Any:
         listed = sa.func.json_each(json.dumps(list(values))).table_valued("value")

@@ -55,6 +55,10 @@ class TargetTransaction(Protocol):
     def next_key(self, table: Table) -> int | None:
         """The key that the target would give next; None when no sequence gives it."""
 
+    def lacking(self, tables: Sequence[Table]) -> list[tuple[str, str]]:
+        """What the user may not do that a run into these tables, or its rollback, does: (SELECT, INSERT,
+        UPDATE, DELETE or CREATE, what that right is missing on)."""
+
     def is_empty(self, table: Table) -> bool:
         """Whether the table holds no row."""
 
@@ -135,7 +139,8 @@ def open_target(url: str, *, migration_id: str = "", on_wait: Callable[[str], No
     """The target of a URL; nothing is connected yet.
 
     Its connections carry the migration's name where the database shows names. `on_wait` is called once a
-    second, from any thread, while somebody else's lock is waited for: with what it is and who holds it.
+    second, from any thread, while somebody else's lock is waited for: with what it is and who holds it. When
+    it raises RunStoppedError, the wait and its transaction end with that.
     Raises TargetError for a malformed URL, an unknown kind of database, or a file that is not there.
     """
     from pipelines.migration.postgres import PostgresTarget

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 
 from api import event_service, replay_service
 from api.jobs import RESULTS
+from api.launcher import REQUEST
 from eventsourcing import (
     DeadLetterQueue,
     EventSourcingError,
@@ -45,6 +46,7 @@ class InlineLauncher:
     def __init__(self, database_url: str) -> None:
         self.store = EventStore(storage=PostgresStorage(database_url, pool_size=2))
         self.runs: dict[str, asyncio.Task[None]] = {}
+        self.requests: dict[str, str] = {}
         self.refuses = False
 
     async def start(self) -> None:
@@ -56,13 +58,18 @@ class InlineLauncher:
         await asyncio.gather(*self.runs.values(), return_exceptions=True)
         await self.store.close()
 
-    async def submit(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:  # noqa: ARG002 - the port
+    async def submit(self, job_name: str, run_config: dict[str, Any], tags: dict[str, str]) -> str:
         if self.refuses:
             raise RuntimeError("no lane")
         run_id = str(uuid4())
         ((op, given),) = run_config["ops"].items()
         self.runs[run_id] = asyncio.create_task(self._run(op, given["config"]), name=job_name)
+        if REQUEST in tags:
+            self.requests[tags[REQUEST]] = run_id
         return run_id
+
+    async def find(self, request: str) -> str | None:
+        return self.requests.get(request)
 
     async def wait(self, run_id: str, timeout_s: float) -> bool | None:
         if run_id not in self.runs:

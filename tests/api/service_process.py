@@ -81,6 +81,7 @@ class ServiceProcess:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(15)
             self._process.kill()
+            self._process.wait(10)
 
 
 @contextmanager

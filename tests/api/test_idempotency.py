@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,11 +14,14 @@ import pytest
 import pytest_asyncio
 from fastapi.responses import Response
 
+from api.access import Scope
 from api.idempotency import KEPT, KEYS, Once
 from api.problems import CONFLICT, UNAVAILABLE, ProblemError
-from eventsourcing import EventStore
+from eventsourcing import EventStore, Settings
+from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
-from tests.api.conftest import InlineLauncher, assert_problem
+from tests.api.callers import bearer, both, guarded, key_for
+from tests.api.conftest import InlineLauncher, a_body, assert_problem
 
 shared_loop = pytest.mark.asyncio(loop_scope="session")
 
@@ -167,3 +171,45 @@ async def test_a_replay_that_did_not_start_starts_under_its_id(
     assert started.json()["replay_id"] == newest["replay_id"]
     row = (await replays.get(started.headers["location"], params={"wait": 30})).json()
     assert (row["status"], row["failure"]) == ("completed", None)
+
+
+async def test_each_caller_has_keys_of_their_own(store_url: str) -> None:
+    async with EventStore(storage=PostgresStorage(store_url, pool_size=2)) as store:
+        callers = [bearer((await key_for(store, Scope.APPEND, Scope.REPLAY))[1]) for _ in range(2)]
+        same = {"Idempotency-Key": "everybody-s-first-idea"}
+        async with both(guarded(Settings(database_url=store_url)), InlineLauncher(store_url)) as clients:
+            ids = []
+            for number, caller in enumerate(callers):
+                for client, path, body in (
+                    (clients["event-service"], "/events", a_body(f"of-{number}")),
+                    (clients["replay-service"], "/replay", {"replay_type": "all", "batch_size": number + 1}),
+                ):
+                    answer = await client.post(path, json=body, headers={**caller, **same})
+                    assert answer.status_code in (201, 202), answer.text
+                    ids.append(answer.json().get("event_id") or answer.json()["replay_id"])
+    assert len(set(ids)) == 4
+
+
+async def test_a_key_held_by_a_process_that_is_gone_is_taken_over_at_once(store: EventStore) -> None:
+    work = Work()
+    work.go.clear()
+    lost = asyncio.create_task(asked(store)(work))
+    while not work.tokens:  # noqa: ASYNC110 - another task's doing
+        await asyncio.sleep(0.01)
+    with pytest.raises(ProblemError) as refused:
+        await asked(store)(work)
+    assert refused.value.status_code == 409
+    await held_by(store, {"host": socket.gethostname(), "pid": 1, "created": 0.0})
+    taking = asyncio.create_task(asked(store)(work))
+    await work.repeated.wait()
+    work.go.set()
+    assert (await taking).body == (await lost).body
+    assert work.tokens[0] == work.tokens[1]
+
+
+async def held_by(store: EventStore, process: dict[str, Any]) -> None:
+    """Say of the key that another process holds it."""
+    place = "\x1fPOST\x1f/things\x1fk"
+    async with store.storage.transaction() as transaction:
+        row = await transaction.get(KEYS, place) or {}
+        await transaction.put(KEYS, place, {**row, "process": process})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -17,8 +18,15 @@ from api.sse import EventStream, event_frame, masked_frame
 from eventsourcing import BaseEvent, EventQuery, EventStore, RecordedEvent, Settings
 from eventsourcing.events import registered_events
 from eventsourcing.personal import MASK, masked_fields, masked_state
+from eventsourcing.readmodels import USER_MIGRATIONS_MODEL
+from eventsourcing.rebuilds import rebuild
+from eventsourcing.replays import ReplayJournal, ReplayRequest
+from eventsourcing.storage.postgres import PostgresStorage
+from eventsourcing.testing import a_migration as an_old_migration
+from resources.migration_journal import MigrationJournal
 from tests.api.callers import bearer, both, guarded, key_for
 from tests.api.conftest import InlineLauncher, a_body
+from tests.api.service_process import running
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -149,3 +157,60 @@ async def test_every_event_of_ours_says_what_is_personal() -> None:
     for cls in ours:
         assert cls.personal is not None, cls
         assert cls.personal <= cls.payload_model.model_fields.keys(), cls
+
+
+async def test_what_jobs_tell_of_people_is_masked(
+    services: Services, stored: EventStore, unique: str
+) -> None:
+    plain = bearer((await key_for(stored, Scope.READ))[1])
+    trusted = bearer((await key_for(stored, Scope.READ, Scope.READ_PERSONAL))[1])
+    request = {"mapping": "m", "source": "s", "target": unique, "on_failure": "keep"}
+    migrations, journal = MigrationJournal(stored.storage), ReplayJournal(stored.storage)
+    await migrations.create(unique, request, status="failed")
+    await migrations.update(unique, failure=CANARY, preview={"samples": [{"key": CANARY}], "entities": {}})
+    replay_id = await journal.create(ReplayRequest(replay_type="all"))
+    said = {"failure": CANARY, "errors": [{"error": CANARY}], "difference": {"u": {"old": CANARY}}}
+    await journal.update(replay_id, status="failed", **said)
+    for service, path in (
+        ("event-service", f"/migrations/{unique}"),
+        ("replay-service", f"/replay/{replay_id}"),
+    ):
+        seen = await services[service].get(path, headers=trusted)
+        hidden = await services[service].get(path, headers=plain)
+        assert seen.text.count(CANARY) >= 2, seen.text
+        assert CANARY not in hidden.text
+        assert hidden.json().keys() == seen.json().keys()
+
+
+async def test_rows_that_differ_are_shown_by_key_alone(store_url: str, launcher: InlineLauncher) -> None:
+    async with EventStore(storage=PostgresStorage(store_url, pool_size=2)) as store:
+        await store.append_events(an_old_migration("m-1", users=2))
+        await USER_MIGRATIONS_MODEL.catch_up(store.storage)
+        async with store.storage.transaction() as transaction:
+            await transaction.put(USER_MIGRATIONS_MODEL.table, "user-m-1-0", {"username": CANARY})
+        await rebuild(store.storage, USER_MIGRATIONS_MODEL)
+        plain = bearer((await key_for(store, Scope.ADMIN))[1])
+        trusted = bearer((await key_for(store, Scope.ADMIN, Scope.READ_PERSONAL))[1])
+        async with both(guarded(Settings(database_url=store_url)), launcher) as clients:
+            path = "/read-models/user-migrations/differences"
+            (seen,) = (await clients["event-service"].get(path, headers=trusted)).json()
+            (hidden,) = (await clients["event-service"].get(path, headers=plain)).json()
+    assert seen["old"]["username"] == CANARY
+    assert hidden == {name: value for name, value in seen.items() if name not in ("old", "new")}
+
+
+async def test_the_stream_of_a_service_is_masked(store_url: str) -> None:
+    async with EventStore(storage=PostgresStorage(store_url, pool_size=2)) as store:
+        record = {"username": CANARY, "source_data": {}, "target_data": {}}
+        draft = {"event_type": "user.migrated", "aggregate_id": "user-1", "aggregate_type": "user"}
+        await store.append_event(BaseEvent(**draft, data=record))
+        plain = bearer((await key_for(store, Scope.READ))[1])
+        trusted = bearer((await key_for(store, Scope.READ, Scope.READ_PERSONAL))[1])
+    module = "tests.api.inline_replay_service"
+    with running(store_url, module=module, ESM_AUTHENTICATION="on") as service:
+        async with httpx2.AsyncClient(base_url=service.url, timeout=20) as client:
+            for headers, expected in ((trusted, CANARY), (plain, MASK)):
+                async with client.stream("GET", "/events/stream", headers=headers) as answer:
+                    frames = (line async for line in answer.aiter_lines() if line.startswith("data: "))
+                    event = json.loads((await anext(frames)).removeprefix("data: "))
+                assert event["data"]["username"] == expected

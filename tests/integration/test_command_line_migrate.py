@@ -201,6 +201,17 @@ def waiting_run(terminal: Terminal) -> Iterator[tuple[subprocess.Popen[str], str
             raise
 
 
+def test_ctrl_c_is_heard_while_a_lock_is_waited_for(terminal: Terminal) -> None:
+    with waiting_run(terminal) as (process, _):
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=50)  # the lock is held on, and would be waited for for a minute
+        assert process.returncode == 130, out
+        assert "it can be resumed" in out
+        assert terminal.sql("SELECT status FROM mig_run") == "cancelled"
+    resumed = terminal.run(*terminal.over("resume", "--id", "m-1"))
+    assert resumed.returncode == 0, resumed.stderr
+
+
 def test_a_killed_run_is_taken_up_at_once(terminal: Terminal) -> None:
     process = started(terminal, *terminal.over("run", "--id", "m-1"))
     process.kill()

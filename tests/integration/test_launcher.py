@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from api.embedded_launcher import EmbeddedLauncher
 from api.jobs import settle_replays
-from api.launcher import LaunchError
+from api.launcher import REQUEST, LaunchError
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from eventsourcing.replays import ReplayJournal, ReplayRequest
@@ -71,6 +71,14 @@ async def test_a_run_is_executed_with_its_whole_history(
     kinds = {record.event_log_entry.dagster_event_type for record in _records(launcher, run_id)}
     assert {dg.DagsterEventType.STEP_OUTPUT, dg.DagsterEventType.RUN_SUCCESS} <= kinds
     assert await launcher.wait(run_id, 0) is True, "a run that is over is still known"
+
+
+async def test_a_request_finds_the_run_that_was_made_for_it(launcher: EmbeddedLauncher) -> None:
+    run_id = await launcher.submit("snapshot", _snapshot("r-0"), {REQUEST: "asked-once"})
+    assert await launcher.find("asked-once") == run_id
+    assert await launcher.find("never-asked") is None
+    assert await launcher.wait(run_id, WAIT_S) is True
+    assert await launcher.find("asked-once") == run_id
 
 
 async def test_a_run_that_fails_says_so(launcher: EmbeddedLauncher) -> None:

@@ -15,7 +15,7 @@ from api.embedded_launcher import EmbeddedLauncher
 from eventsourcing import EventStore, Settings
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
-from tests.api.conftest import assert_problem, serving
+from tests.api.conftest import assert_problem, free_port, serving
 from tests.servers import NEWEST, Server, new_database, server_of
 
 SNAPSHOT = {"aggregate_id": "migration-123"}
@@ -42,14 +42,15 @@ async def settings(
     yield Settings(database_url=store_url, dagster_database_url=url, data_dir=tmp_path)
 
 
-async def until(client: httpx2.AsyncClient, status: str) -> dict[str, str]:
-    """What `/health` says of jobs once the service has come to this state."""
+async def until(client: httpx2.AsyncClient, status: str, *, jobs: str | None = None) -> dict[str, str]:
+    """What `/health` says of jobs once the service, and what it says of them, have come to these states."""
     async with asyncio.timeout(60):
         while True:
             report = (await client.get("/health")).json()
-            if report["status"] == status and report["checks"]["jobs"]["status"] != "starting":
-                jobs: dict[str, str] = report["checks"]["jobs"]
-                return jobs
+            found: dict[str, str] = report["checks"]["jobs"]
+            is_known = found["status"] not in ("starting", "unknown")
+            if report["status"] == status and is_known and jobs in (None, found["status"]):
+                return found
             await asyncio.sleep(0.1)
 
 
@@ -87,20 +88,33 @@ async def test_a_service_whose_dagster_is_away_shows_it_and_recovers(
         assert (await client.post("/snapshot", json=SNAPSHOT, timeout=60)).status_code == 201
 
 
-async def test_the_event_service_tells_of_it_once_a_job_was_asked_for(
+async def test_the_event_service_tells_of_it_before_a_job_is_asked_for(
     settings: Settings, dagster_server: Server
 ) -> None:
-    await asyncio.to_thread(dagster_server.stop)
+    rebuild = "/read-models/user-migrations/rebuild"
     async with serving(event_service.create_app(settings)) as client:
-        assert await until(client, "healthy") == {"status": "idle"}
-        rebuild = "/read-models/user-migrations/rebuild"
+        assert await until(client, "healthy", jobs="idle") == {"status": "idle"}
+        await asyncio.to_thread(dagster_server.stop)
+        jobs = await until(client, "degraded")
+        assert jobs["reason"] == "the launcher does not start: Dagster's storage does not answer"
         assert_problem(await client.post(rebuild, timeout=60), 503, "unavailable")
-        await until(client, "degraded")
         assert (await client.get("/readyz")).status_code == 200
         assert (await client.get("/events")).status_code == 200
         await asyncio.to_thread(dagster_server.start, "fsync=off")
         await until(client, "healthy")
         assert (await client.post(rebuild, timeout=60)).status_code == 202
+
+
+async def test_a_wrong_address_of_the_webserver_is_told_before_a_job_is_asked_for(
+    settings: Settings,
+) -> None:
+    wrong = settings.model_copy(
+        update={"launcher": "queue", "dagster_url": f"http://127.0.0.1:{free_port()}"}
+    )
+    async with serving(event_service.create_app(wrong)) as client:
+        jobs = await until(client, "degraded")
+        assert jobs["reason"] == "the launcher does not start: Dagster's webserver does not answer"
+        assert (await client.get("/readyz")).status_code == 200
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from api.launcher import LaunchError, make_launcher
+from api.launcher import REQUEST, LaunchError, NotReadyError, make_launcher
 from api.queue_launcher import QueueLauncher
+from api.readiness import readiness
 from eventsourcing.bootstrap import open_system
 from eventsourcing.config import Settings
 from eventsourcing.replays import ReplayJournal, ReplayRequest
@@ -187,3 +188,27 @@ async def test_without_a_webserver_nothing_starts(settings: Settings) -> None:
     with pytest.raises(LaunchError, match="does not answer"):
         await alone.submit("replay", {}, {})
     await alone.stop()
+
+
+async def test_the_webserver_is_ready_once_it_has_the_jobs(settings: Settings, deployment: None) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                await readiness(settings)()
+                break
+            except NotReadyError:
+                await asyncio.sleep(0.2)
+    elsewhere = settings.model_copy(update={"dagster_port": free_port()})
+    with pytest.raises(NotReadyError, match="does not answer"):
+        await readiness(elsewhere)()
+
+
+async def test_a_request_finds_the_run_that_was_queued_for_it(
+    launcher: QueueLauncher, settings: Settings
+) -> None:
+    _, config = await _replay(settings)
+    run_id = await launcher.submit("replay", config, {REQUEST: "asked-once"})
+    assert await launcher.find("asked-once") == run_id
+    assert await launcher.find("never-asked") is None
+    assert await launcher.wait(run_id, WAIT_S) is True
+    assert await launcher.find("asked-once") == run_id

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from eventsourcing import EventStore
-from pipelines.migration import SchemaIncompatibleError, parse_mapping
+from pipelines.migration import SchemaIncompatibleError, TargetError, parse_mapping
 from pipelines.migration.legacy_panel import DEFECTS, found_defects, mapping_path
 from tests.integration.migration.lab import Lab, Panel
 
@@ -79,3 +82,41 @@ async def test_schemas_that_do_not_fit_are_blocked_before_anything_is_read(
             await lab.migration(store, mapping=mapping).run()
     assert blocker in facts["blockers"][0]
     assert facts["entities"] == {}
+
+
+async def test_a_user_who_may_not_write_is_told_so_by_the_plan(lab: Lab, unique_role: str) -> None:
+    """All that a run would fail at, step by step, is told at once; nothing is written to find out."""
+    lab.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {unique_role}")
+    lab.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    reader = replace(lab, target_url=lab.target_url.replace("postgres:@", f"{unique_role}:@"))
+    async with EventStore(use_memory=True) as store:
+        before = everything(lab)
+        facts = await reader.migration(store).preview()
+        assert everything(lab) == before
+        assert not facts["ok"]
+        lacks = {
+            tuple(text.removeprefix("the target's user has no ").split(" right on the "))
+            for text in facts["blockers"]
+        }
+        assert {("INSERT", "table users"), ("UPDATE", "table users"), ("DELETE", "table users")} <= lacks
+        assert {("UPDATE", "sequence public.users_id_seq"), ("CREATE", "schema public")} <= lacks
+        assert not [right for right, _ in lacks if right == "SELECT"]
+        for granted in ("TABLES", "SEQUENCES"):
+            lab.execute(f"GRANT ALL ON ALL {granted} IN SCHEMA public TO {unique_role}")
+        facts = await reader.migration(store).preview()
+        assert facts["blockers"] == ["the target's user has no CREATE right on the schema public"]
+        with pytest.raises(TargetError):
+            await reader.migration(store).start()
+        lab.execute(f"GRANT CREATE ON SCHEMA public TO {unique_role}")
+        assert (await reader.migration(store).preview())["ok"]
+        await reader.migration(store).run()
+
+
+@pytest.fixture
+def unique_role(lab: Lab) -> Iterator[str]:
+    """A user of the target's server that may log in, and nothing else."""
+    name = f"reader_{uuid4().hex[:8]}"
+    lab.execute(f"CREATE ROLE {name} LOGIN")
+    yield name
+    lab.execute(f"DROP OWNED BY {name} CASCADE")
+    lab.execute(f"DROP ROLE {name}")

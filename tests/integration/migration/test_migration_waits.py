@@ -19,6 +19,7 @@ from eventsourcing import EventStore
 from pipelines.migration import (
     MigrationError,
     Progress,
+    RunStoppedError,
     TargetBusyError,
     TargetLockedError,
     parse_mapping,
@@ -85,6 +86,36 @@ async def test_a_locked_table_is_named_with_who_holds_it_and_nothing_is_half_don
         assert failed.event_type == "migration.failed"
         assert failed.data["error_details"]["resumable"]
         await lab.migration(store).run()
+    async with EventStore(use_memory=True) as store:
+        undisturbed = new_lab()
+        await undisturbed.migration(store).run()
+    assert lab.dump() == undisturbed.dump()
+
+
+@pytest.mark.parametrize("locked", ["users", "mig_run"])
+async def test_a_stop_is_heard_while_a_lock_is_waited_for(
+    lab: Lab, new_lab: Callable[[], Lab], monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    """The lock is held until the run has ended, and the run would wait for an hour."""
+    monkeypatch.setattr(postgres, "LOCK_WAIT_S", 3600)
+    async with EventStore(use_memory=True) as store:
+        if locked == "mig_run":
+            await lab.migration(store).start()
+
+        def hear(progress: Progress) -> None:
+            if progress.waits:
+                migration.stop()
+
+        migration = lab.migration(store, on_progress=hear)
+        mode = "SHARE MODE" if locked == "users" else "ACCESS EXCLUSIVE MODE"
+        with transaction_of(lab, "billing", f"LOCK TABLE {locked} IN {mode}"):
+            with pytest.raises(RunStoppedError, match="'migration-1' was stopped; it can be resumed"):
+                await migration.run()
+            assert lab.rows("users") == 0
+        standing = {"users": "cancelled", "mig_run": "running"}  # a row that is locked cannot be told
+        assert lab.execute("SELECT status FROM mig_run") == [(standing[locked],)]
+        await lab.migration(store).run()
+        assert "migration.failed" not in {event.event_type for event in await store.get_events("migration-1")}
     async with EventStore(use_memory=True) as store:
         undisturbed = new_lab()
         await undisturbed.migration(store).run()
