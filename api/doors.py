@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from api.access import Scope
 from api.audit_log import AuditLog
 from api.gate import Gate
+from api.origins import OwnPages
 from api.problems import status_of
 from eventsourcing.bootstrap import System
 
@@ -54,7 +55,7 @@ async def open_doors(app: FastAPI, system: System) -> AsyncIterator[None]:
     gate = Gate(system.settings, system.store.storage)
     kept = timedelta(days=system.settings.audit_days)
     async with AuditLog(system.store.storage, kept=kept).running() as audit:
-        app.state.doors = Doors(gate, audit)
+        app.state.doors, app.state.own_pages = Doors(gate, audit), OwnPages(system.settings)
         yield
 
 
