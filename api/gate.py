@@ -70,8 +70,8 @@ class Gate:
         return caller
 
     async def still_admits(self, request: Request, scope: Scope) -> bool:
-        """Whether the caller of a request that goes on and on could make it again now; False also where
-        nobody can be asked, for then nobody can be known to be revoked."""
+        """Whether the caller of a request could make it now, which may have begun long ago; False also while
+        the storage is away, for then nobody can be known not to be revoked."""
         try:
             return self._is_open or scope in (await self._identified(request)).scopes
         except (ProblemError, EventSourcingError):

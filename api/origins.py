@@ -23,13 +23,14 @@ _OWN_PAGES = (b"same-origin", b"none")
 
 
 class OwnPages:
-    """What is demanded of the headers of a request; with authentication on, `ESM_ALLOWED_HOSTS` alone."""
+    """What is demanded of the headers of a request; of a server that `asks_who` calls, the names that
+    `ESM_ALLOWED_HOSTS` lists, if it lists any, and nothing else."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._is_open = settings.authentication == "off"
+    def __init__(self, settings: Settings, *, asks_who: bool) -> None:
+        self._is_open = not asks_who
         self._is_asked = self._is_open or bool(settings.allowed_hosts)
-        names = frozenset({settings.bind_host, *settings.allowed_hosts.lower().replace(",", " ").split()})
-        self._knows = lru_cache(maxsize=256)(lambda host: _is_ours(host, names))
+        self._names = frozenset(settings.allowed_hosts.lower().replace(",", " ").split())
+        self._knows = lru_cache(maxsize=256)(self._is_ours)
 
     def objection(self, scope: Scope) -> Kind | None:
         """Why a request is refused before anything else is asked of it; None: it is not."""
@@ -50,9 +51,21 @@ class OwnPages:
         if not self._is_open:
             return None
         if origin is not None:
-            return None if origin.partition(b"://")[2].lower() == host.lower() else FOREIGN_PAGE
-        follows_link = mode == b"navigate" and scope["method"] == "GET"
+            page = origin.partition(b"://")[2].lower()
+            return None if page == host.lower() or _name_of(page) in self._names else FOREIGN_PAGE
+        follows_link = mode == b"navigate" and scope.get("method") == "GET"
         return None if site in _OWN_PAGES or follows_link else FOREIGN_PAGE
+
+    def _is_ours(self, host: bytes) -> bool:
+        """Whether a `Host` names us. Nobody can point an address elsewhere, so every address is taken."""
+        name = _name_of(host)
+        if name in self._names or name == "localhost" or name.endswith(".localhost"):
+            return True
+        try:
+            ip_address(name)
+        except ValueError:
+            return False
+        return True
 
 
 class OwnPagesOnly:
@@ -64,21 +77,18 @@ class OwnPagesOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it with a 403 problem."""
         own_pages: OwnPages | None = getattr(self._state, "own_pages", None)
-        if own_pages is not None and scope["type"] == "http" and (kind := own_pages.objection(scope)):
+        asked = own_pages is not None and scope["type"] in ("http", "websocket")
+        kind = own_pages.objection(scope) if asked and own_pages is not None else None
+        if kind is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
             await problem_response(ProblemError(kind, kind.meaning))(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await send({"type": "websocket.close", "code": 1008, "reason": kind.title})
 
 
-def _is_ours(host: bytes, names: frozenset[str]) -> bool:
-    """Whether a `Host` names us. Nobody can point an address elsewhere, so every address is taken."""
-    text = host.decode("latin-1").lower()
+def _name_of(authority: bytes) -> str:
+    """The name or address of a `Host`, in lower case, without its port."""
+    text = authority.decode("latin-1").lower()
     name = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
-    name = name.removesuffix(".")
-    if name in names or name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
+    return name.removesuffix(".")

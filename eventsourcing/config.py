@@ -183,7 +183,7 @@ class Settings(TlsSettings):
     """Where the issuer's keys are; unset: what its discovery document says."""
     rate_limit: float = Field(default=1000.0, ge=0)
     """Requests a second that each caller may make to a service, in bursts of twice as many; 0: any number."""
-    concurrent_requests: int = Field(default=256, ge=0)
+    concurrent_requests: int = Field(default=128, ge=0)
     """How many requests of each caller a service works on at once, open streams included; 0: any number."""
     difference_days: int = Field(default=30, ge=1)
     """How long the rows are kept by which a replay's states differed from the live views."""
