@@ -51,7 +51,9 @@ class Once:
 
     _purged_at = 0.0
 
-    def __init__(self, storage: StateStorage, place: str, request: str, *, sees_personal: bool) -> None:
+    def __init__(
+        self, storage: StateStorage, place: str, request: str, *, sees_personal: bool = False
+    ) -> None:
         self._storage, self._place, self._request = storage, place, request
         self._sees_personal = sees_personal
 
@@ -133,7 +135,7 @@ async def _once(
     idempotency_key: IdempotencyKey = None,
 ) -> Once:
     if idempotency_key is None:
-        return Once(store.storage, "", "", sees_personal=False)
+        return Once(store.storage, "", "")
     await store.initialize()
     caller = caller_of(request)
     place = "\x1f".join((caller.name, request.method, request.scope["path"], idempotency_key))
