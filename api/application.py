@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from api.access import SECURITY_SCHEMES
+from api.origins import OwnPagesOnly
 from api.problems import install
 from api.reference import add_reference
 from api.requests import JsonRoute
@@ -45,7 +46,7 @@ def new_application(title: str, *, lifespan: Lifespan, routers: Sequence[APIRout
     install(app)
     add_reference(app)
     layers = app.build_middleware_stack
-    app.build_middleware_stack = lambda: Tracking(layers())  # type: ignore[method-assign] # the outermost
+    app.build_middleware_stack = lambda: Tracking(OwnPagesOnly(layers(), app.state))  # type: ignore[method-assign] # the outermost
     for router in routers:
         app.include_router(router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign] # the documented way to extend it

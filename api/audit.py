@@ -25,7 +25,7 @@ audit = APIRouter(route_class=JsonRoute, tags=["operations"])
 class AuditFilters(PageParams):
     """Which entries: all conditions given must hold."""
 
-    by: Annotated[str, Query(max_length=200)] | None = None
+    by: Annotated[str, Query(max_length=300)] | None = None
     """Who, as entries say it: `key:{name}/{id}`, `token:{subject}`, or an operator's name."""
     action: Annotated[str, Query(max_length=100)] | None = None
     """An operation id, as `create_replay`, or an action of the command line."""

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from api.access import Scope
 from api.audit_log import AuditLog
 from api.gate import Gate
+from api.origins import OwnPages
 from api.problems import status_of
 from eventsourcing.bootstrap import System
 
@@ -55,10 +56,11 @@ async def open_doors(app: FastAPI, system: System) -> AsyncIterator[None]:
     kept = timedelta(days=system.settings.audit_days)
     async with AuditLog(system.store.storage, kept=kept).running() as audit:
         app.state.doors = Doors(gate, audit)
+        app.state.own_pages = OwnPages(system.settings, asks_who=system.settings.authentication == "on")
         yield
 
 
-async def still_admitted(request: Request) -> bool:
-    """Whether the caller of an answer that goes on and on could ask for it again now."""
+async def admitted_to(request: Request, scope: Scope) -> bool:
+    """Whether the caller of a request could make one now that needs this scope."""
     doors: Doors = request.app.state.doors
-    return await doors.gate.still_admits(request, Scope.READ)
+    return await doors.gate.still_admits(request, scope)

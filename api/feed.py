@@ -3,7 +3,7 @@
 It runs only while somebody is subscribed. A subscription begins at the feed's position, and whoever
 has read the store up to there misses nothing and gets nothing twice. Each event is encoded once for
 all subscribers that get it in the same form. A subscriber that does not keep up with 1000 events or
-8 MiB loses its place in the feed, never an event: it goes back to the store.
+2 MiB loses its place in the feed, never an event: it goes back to the store.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ READERS = 4
 a connection."""
 
 MAX_BUFFERED_EVENTS = 1000
-MAX_BUFFERED_BYTES = 8 * 1024 * 1024
+MAX_BUFFERED_BYTES = 2 * 1024 * 1024
 
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 5.0
 

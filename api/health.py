@@ -3,11 +3,15 @@
 `unhealthy` (503) while the store is down. `degraded` (200) while Kafka is away, a worker does not get on, or
 Dagster cannot start or execute jobs: the service does the rest of its work all the same, and what waits goes
 on by itself.
+
+Everybody may ask, so all who ask at a time share one check and its one connection, and strangers are told the
+states alone: names, positions and reasons are for those who may read the metrics.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,8 +19,9 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from api.access import OPEN
+from api.access import OPEN, Scope
 from api.dependencies import OpenSystem, json_response
+from api.doors import admitted_to
 from api.launcher import StartedOnDemand
 from api.requests import JsonRoute
 from eventsourcing import EventSourcingError
@@ -31,6 +36,7 @@ _FOLLOWERS = {"read-model": "read_models", "group": "consumers", "relay": "relay
 def health_router(service: str) -> APIRouter:
     """The three paths of a service."""
     router = APIRouter(route_class=JsonRoute, tags=["health"])
+    of_store, of_broker = _Shared(_store_checks), _Shared(_kafka_check)
 
     @router.get("/livez", response_model=None, openapi_extra=OPEN)
     async def livez() -> dict[str, Any]:
@@ -43,9 +49,9 @@ def health_router(service: str) -> APIRouter:
         responses={503: {"description": "The store is down"}},
         openapi_extra=OPEN,
     )
-    async def readyz(system: OpenSystem) -> Response:
+    async def readyz(request: Request, system: OpenSystem) -> Response:
         """Whether the service can do its work: the store answers and has our schema."""
-        return _answered(service, system, await _store_checks(system))
+        return await _answered(service, request, await of_store(system))
 
     @router.get(
         "/health",
@@ -55,10 +61,24 @@ def health_router(service: str) -> APIRouter:
     )
     async def health(request: Request, system: OpenSystem) -> Response:
         """What works and what does not."""
-        store, broker = await asyncio.gather(_store_checks(system), _kafka_check(system))
-        return _answered(service, system, store | broker | _jobs_check(request))
+        store, broker = await asyncio.gather(of_store(system), of_broker(system))
+        return await _answered(service, request, {**store, **broker, **_jobs_check(request)})
 
     return router
+
+
+class _Shared:
+    """A check that runs once for all who ask while it runs."""
+
+    def __init__(self, check: Callable[[System], Awaitable[dict[str, Any]]]) -> None:
+        self._check = check
+        self._running: asyncio.Future[dict[str, Any]] | None = None
+
+    async def __call__(self, system: System) -> dict[str, Any]:
+        """What it found."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.ensure_future(self._check(system))
+        return await asyncio.shield(self._running)
 
 
 def _jobs_check(request: Request) -> dict[str, Any]:
@@ -67,14 +87,17 @@ def _jobs_check(request: Request) -> dict[str, Any]:
     return {} if jobs is None else {"jobs": jobs.report()}
 
 
-def _answered(service: str, system: System, checks: dict[str, Any]) -> Response:
+async def _answered(service: str, request: Request, checks: dict[str, Any]) -> Response:
     states = {check["status"] for check in checks.values()}
     if checks["store"]["status"] == "down":
         status = "unhealthy"
     else:
         status = "degraded" if states & {"down", "stalled"} else "healthy"
-    if system.settings.allow_insecure_bind:
-        checks["authentication"] = {"status": "off", "reason": "ESM_ALLOW_INSECURE_BIND is set"}
+    if request.app.state.system.settings.allow_insecure_bind:
+        told = {"status": "off", "reason": "ESM_ALLOW_INSECURE_BIND is set"}
+        checks = {**checks, "authentication": told}
+    if not await admitted_to(request, Scope.METRICS):
+        checks = {name: {"status": check["status"]} for name, check in checks.items()}
     report = _report(service, status, checks)
     return json_response(orjson.dumps(report), 503 if status == "unhealthy" else 200)
 

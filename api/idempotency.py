@@ -19,9 +19,9 @@ from uuid import UUID
 from fastapi import Depends, Header, HTTPException, Request
 from fastapi.responses import Response
 
-from api.access import caller_of
+from api.access import Scope, caller_of
 from api.dependencies import OpenStore
-from api.problems import IN_FLIGHT, KEY_REUSED, ProblemError, problem_of
+from api.problems import FORBIDDEN, IN_FLIGHT, KEY_REUSED, ProblemError, problem_of
 from eventsourcing.canonical import state_hash
 from eventsourcing.errors import EventSourcingError
 from eventsourcing.events import new_event_id
@@ -40,6 +40,7 @@ HELD_S = 90.0
 
 _PURGE_S = 600.0
 _SERVER_ERROR = 500
+_SEEN_BEFORE = "It was done; its answer may hold personal data, which this caller may not see any more."
 
 IdempotencyKey = Annotated[str | None, Header(pattern=r"^[\x21-\x7e]{1,255}$")]
 """What a caller names a request by."""
@@ -53,20 +54,26 @@ class Once:
 
     _purged_at = 0.0
 
-    def __init__(self, storage: StateStorage, place: str, request: str) -> None:
+    def __init__(
+        self, storage: StateStorage, place: str, request: str, *, sees_personal: bool = False
+    ) -> None:
         self._storage, self._place, self._request = storage, place, request
+        self._sees_personal = sees_personal
 
     async def __call__(self, work: Work, *, held_s: float = HELD_S) -> Response:
         """Do the work, or return the answer that it came to before, marked `Idempotency-Replayed`.
 
         `held_s` bounds how long the work takes. Raises a 422 problem for a key that another body has,
-        409 while the same request is being worked on; then nothing is done.
+        409 while the same request is being worked on, 403 for an answer given when the caller could see
+        personal data and cannot any more; then nothing is done.
         """
         if not self._place:
             return await work(new_event_id())
         now = datetime.now(UTC)
         held = await self._hold(now, held_s)
         if (answer := held.get("answer")) is not None:
+            if answer.get("personal") and not self._sees_personal:
+                raise ProblemError(FORBIDDEN, _SEEN_BEFORE, members={"needed_scope": Scope.READ_PERSONAL})
             headers = {**answer["headers"], "idempotency-replayed": "true"}
             return Response(answer["body"], answer["status"], headers)
         try:
@@ -77,6 +84,7 @@ class Once:
         body, headers = bytes(response.body).decode(), dict(response.headers)
         headers.pop("content-length", None)
         kept = {"status": response.status_code, "headers": headers, "body": body}
+        kept["personal"] = self._sees_personal
         await self._settle(held, {**held, "answer": kept})
         await self._purge()
         return response
@@ -133,11 +141,13 @@ async def _once(
     if idempotency_key is None:
         return Once(store.storage, "", "")
     await store.initialize()
-    place = "\x1f".join((caller_of(request).name, request.method, request.scope["path"], idempotency_key))
+    caller = caller_of(request)
+    place = "\x1f".join((caller.name, request.method, request.scope["path"], idempotency_key))
     asked = {"query": request.scope["query_string"].decode("latin-1"), "body": None}
     if await request.body():
         asked["body"] = await request.json()
-    return Once(store.storage, place, state_hash(asked, field="request"))
+    asked_for = state_hash(asked, field="request")
+    return Once(store.storage, place, asked_for, sees_personal=caller.sees_personal_data)
 
 
 DoneOnce = Annotated[Once, Depends(_once)]

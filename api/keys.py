@@ -71,6 +71,10 @@ class ApiKey:
         return Caller.named(f"key:{self.name}/{self.id}", self.scopes)
 
 
+NO_KEY = ApiKey("", "", (), "0" * 64, datetime.min.replace(tzinfo=UTC))
+"""Asked in the place of a key that there is not: a guess of an id takes as long as one of a secret."""
+
+
 def parts_of(text: str) -> tuple[str, str] | None:
     """Id and secret of what has the form of a key, else None."""
     match = _FORM.fullmatch(text)

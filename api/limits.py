@@ -1,7 +1,9 @@
-"""How often a caller may call: a bucket of tokens for each, in this process.
+"""How often a caller may call, and how much at once: a bucket of tokens and seats for each, in this process.
 
 A bucket holds a burst and fills at a rate. There are at most 10,000; when there are more, the full ones go
 first, for they remember nothing, and then the others: a limit forgotten is generous, memory is not.
+
+A seat is held from the gate until the answer has left, so that waiting, slow reading and open streams count.
 """
 
 from __future__ import annotations
@@ -10,6 +12,9 @@ import time
 from collections.abc import Callable
 
 MAX_BUCKETS = 10_000
+
+SEAT = "esm.seat"
+"""Where a request's scope holds what gives its seat back."""
 
 
 class RateLimit:
@@ -38,3 +43,27 @@ class RateLimit:
         self._buckets = {name: held for name, held in self._buckets.items() if now - held[1] < full_after}
         if len(self._buckets) >= MAX_BUCKETS:
             self._buckets.clear()
+
+
+class Seats:
+    """At most `count` requests of each name at a time; 0: any number."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._taken: dict[str, int] = {}
+
+    def take(self, name: str) -> bool:
+        """Take a seat for a name, if it has one left."""
+        taken = self._taken.get(name, 0)
+        if self._count and taken >= self._count:
+            return False
+        self._taken[name] = taken + 1
+        return True
+
+    def give_back(self, name: str) -> None:
+        """Let another request of the name have the seat."""
+        left = self._taken[name] - 1
+        if left:
+            self._taken[name] = left
+        else:
+            del self._taken[name]

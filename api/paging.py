@@ -21,7 +21,7 @@ from eventsourcing import EventStore
 from eventsourcing.readmodels import ReadModel
 from eventsourcing.storage.base import Storage
 
-MAX_PAGE_BYTES = 16 * 1024 * 1024
+MAX_PAGE_BYTES = 4 * 1024 * 1024
 """A page of events ends with the one that goes beyond this."""
 
 MAX_SCANNED = 10_000

@@ -64,6 +64,18 @@ UNAUTHENTICATED = Kind(
 FORBIDDEN = Kind(
     "forbidden", 403, "The scope is missing", "Use a key or a token that has the scope named in needed_scope."
 )
+FOREIGN_HOST = Kind(
+    "foreign-host",
+    403,
+    "The service has another name",
+    "Call it by an address, as localhost, or by a name that ESM_ALLOWED_HOSTS lists.",
+)
+FOREIGN_PAGE = Kind(
+    "foreign-page",
+    403,
+    "Not for the pages of others",
+    "While authentication is off, a browser may call from our own pages alone. Call from a program.",
+)
 NOT_FOUND = Kind("not-found", 404, "Nothing is here", "Check the path and the id in it.")
 METHOD_NOT_ALLOWED = Kind(
     "method-not-allowed", 405, "The method is not allowed here", "Use a method that Allow lists."
@@ -140,6 +152,8 @@ KINDS = {
         BAD_REQUEST,
         UNAUTHENTICATED,
         FORBIDDEN,
+        FOREIGN_HOST,
+        FOREIGN_PAGE,
         NOT_FOUND,
         METHOD_NOT_ALLOWED,
         NOT_ACCEPTABLE,
@@ -280,10 +294,15 @@ async def _explain(slug: str) -> dict[str, Any]:
     }
 
 
+def problem_response(problem: ProblemError) -> Response:
+    """The answer that tells a problem."""
+    return _response(problem.kind, problem.detail, problem.headers, problem.members)
+
+
 async def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     if isinstance(error, ProblemError):
-        return _response(error.kind, error.detail, error.headers, error.members)
+        return problem_response(error)
     kind = _BY_STATUS.get(error.status_code)
     if kind is None:
         phrase = HTTPStatus(error.status_code).phrase

@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from api.access import Caller, CurrentCaller, Scope, needs
 from api.application import new_application
 from api.dependencies import Jobs, OpenStore, accepted, json_response, reach
-from api.doors import open_doors, still_admitted
+from api.doors import admitted_to, open_doors
 from api.feed import LiveFeed
 from api.health import health_router
 from api.idempotency import DoneOnce
@@ -233,7 +233,7 @@ async def stream_events(
     after = await first_position(store, feed, after=params.after, last_event_id=last_event_id)
     encode = event_frame if caller.sees_personal_data else masked_frame
     stream = EventStream(store, feed, params.query(), after=after, encode=encode)
-    return StreamResponse(stream, still_admitted=partial(still_admitted, request))
+    return StreamResponse(stream, still_admitted=partial(admitted_to, request, Scope.READ))
 
 
 def create_app(settings: Settings | None = None, launcher: Launcher | None = None) -> FastAPI:

@@ -39,15 +39,18 @@ def serve(name: str, create_app: Callable[[Settings], FastAPI], port_of: Callabl
         configure(settings.log_level, settings.log_format, service=name)
         port, context = port_of(settings), settings.server_context()
         with _listening(settings.bind_host, port) as listener, share(f"{port}"):
-            _run(create_app(settings), listener, context)
+            _run(create_app(settings), listener, context, proxies=settings.trusted_proxies)
     except EventSourcingError as error:
         sys.exit(redact_url(" ".join(str(error).split())))
 
 
-def _run(app: FastAPI, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+def _run(app: FastAPI, listener: socket.socket, context: ssl.SSLContext | None, *, proxies: str) -> None:
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
+        ws="none",  # no route is a socket; a handshake would pass by the protocol's bounds
+        proxy_headers=bool(proxies),  # uvicorn would believe every process of this machine
+        forwarded_allow_ips=proxies.replace(",", " ").split(),
         lifespan="off",  # opened here, so that a failure to start is an exception and no traceback
         log_config=None,
         access_log=False,  # `tracking` writes of every request

@@ -36,9 +36,12 @@ STALLED_S = 300.0
 """A client that takes nothing for this long is gone."""
 
 FAREWELL_S = 1.0
-"""How long a stream may take to end on a signal before it is cut off."""
+"""How long a stream may take to end, on a signal or when its caller may not have it, before it is cut off."""
 
 _BATCH = 200
+_CHUNK_BYTES = 1024 * 1024
+"""How much is read ahead of one client, give or take an event."""
+
 _RETRY = b"retry: 2000\n\n"
 
 
@@ -143,18 +146,25 @@ class EventStream:
             return
         more = True
         while more and not self._ending:
-            page = await self._page(goal)
-            more = len(page) == _BATCH
-            self._position = page[-1].position if more else goal
-            if page:
-                self._told = page[-1].position
-                yield b"".join(map(self._encode, page))
+            frames, last, more = await self._page(goal)
+            self._position = last if more else goal
+            if frames:
+                self._told = last
+                yield b"".join(frames)
 
-    async def _page(self, goal: int) -> list[RecordedEvent]:
-        """The next events, read when it is this stream's turn; a limit keeps the store from reading ahead."""
+    async def _page(self, goal: int) -> tuple[list[bytes], int, bool]:
+        """The next events as frames, the last one's position, and whether there may be more; read when it is
+        this stream's turn. A limit keeps the store from reading ahead."""
         query = self._query.where(after_position=self._position, to_position=goal, limit=_BATCH)
+        frames: list[bytes] = []
+        size, last = 0, self._position
         async with self._feed.reading:
-            return [event async for event in self._store.read(query, batch_size=_BATCH)]
+            async for event in self._store.read(query, batch_size=_BATCH):
+                frames.append(self._encode(event))
+                size, last = size + len(frames[-1]), event.position
+                if size > _CHUNK_BYTES:
+                    break
+        return frames, last, size > _CHUNK_BYTES or len(frames) == _BATCH
 
     async def _live(self, live: Subscription) -> AsyncIterator[bytes]:
         told_at = time.monotonic()
@@ -189,6 +199,7 @@ class StreamResponse(EventSourceResponse):
         self, stream: EventStream, *, still_admitted: Callable[[], Awaitable[bool]] | None = None
     ) -> None:
         stopping = anyio.Event()
+        self._life = anyio.CancelScope()
 
         async def end_when_stopping() -> None:
             while not stopping.is_set():
@@ -196,7 +207,9 @@ class StreamResponse(EventSourceResponse):
                     await stopping.wait()
                 if still_admitted is not None and not await still_admitted():
                     log.info("a stream was ended: its caller may not have it any more")
-                    break
+                    stream.end()
+                    await anyio.sleep(FAREWELL_S)
+                    self._life.cancel()  # its client takes nothing, and so it does not come to its end
             stream.end()
 
         super().__init__(
@@ -213,7 +226,8 @@ class StreamResponse(EventSourceResponse):
         """Send the stream to its end."""
         _clients.add(self)
         try:
-            await super().__call__(scope, receive, send)
+            with self._life:
+                await super().__call__(scope, receive, send)
         except SendTimeoutError:
             log.info("a stream was closed: its client took nothing for %d s", STALLED_S)
         finally:

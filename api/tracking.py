@@ -15,6 +15,7 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.limits import SEAT
 from eventsourcing.logs import about
 from eventsourcing.metrics import instruments
 
@@ -28,6 +29,12 @@ HEADER = "X-Request-Id"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}", re.ASCII)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _NO_ROUTE = "none"
+
+_BUFFERED_BYTES = 64 * 1024
+"""Of an answer so much may wait to be read after it has ended."""
+
+_PLAIN_FORM = (b"x-content-type-options", b"nosniff")
+"""A browser takes an answer for what it says it is, not for a script that it resembles."""
 
 
 class Tracking:
@@ -50,12 +57,18 @@ class Tracking:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)[HEADER] = request_id
+                message["headers"].append(_PLAIN_FORM)
+            elif len(message["body"]) > _BUFFERED_BYTES and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                message = {"type": message["type"], "body": b""}  # is sent once the client has taken the rest
             await send(message)
 
         with about(request_id=request_id):
             try:
                 await self._app(scope, receive, answer)
             finally:
+                if (give_back := scope.get(SEAT)) is not None:
+                    give_back()
                 _measure(scope, status, time.perf_counter() - began)
 
 

@@ -8,6 +8,7 @@ contradiction fails at start with one line.
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -167,6 +168,11 @@ class Settings(TlsSettings):
     """Where a worker serves its health and metrics; unset: nowhere."""
     allow_insecure_bind: bool = False
     """Let the services listen beyond loopback although nobody authenticates."""
+    allowed_hosts: Annotated[str, Field(pattern=r"^[A-Za-z0-9.,\s-]*$")] = ""
+    """Names by which the services may be called beside addresses and localhost, separated by commas; with
+    authentication on, every name may be used unless this is set."""
+    trusted_proxies: str = ""
+    """The addresses or networks of proxies whose `X-Forwarded-For` is believed, separated by commas."""
     authentication: Literal["off", "on"] = "off"
     """Whether callers of the services must say who they are, by API key or access token."""
     oidc_issuer: str | None = None
@@ -177,6 +183,8 @@ class Settings(TlsSettings):
     """Where the issuer's keys are; unset: what its discovery document says."""
     rate_limit: float = Field(default=1000.0, ge=0)
     """Requests a second that each caller may make to a service, in bursts of twice as many; 0: any number."""
+    concurrent_requests: int = Field(default=128, ge=0)
+    """How many requests of each caller a service works on at once, open streams included; 0: any number."""
     difference_days: int = Field(default=30, ge=1)
     """How long the rows are kept by which a replay's states differed from the live views."""
     audit_days: int = Field(default=90, ge=30)
@@ -205,6 +213,16 @@ class Settings(TlsSettings):
                     raise ValueError(f"line {number} is not name=value")
                 options[name.strip()] = value.strip()
         return options
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses_only(cls, text: str) -> str:
+        for proxy in text.replace(",", " ").split():
+            try:
+                ip_network(proxy)
+            except ValueError:
+                raise ValueError("must be addresses or networks, as in 10.0.0.7,192.168.0.0/24") from None
+        return text
 
     @model_validator(mode="after")
     def _encrypted(self) -> Settings:

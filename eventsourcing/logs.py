@@ -26,6 +26,9 @@ LogFormat = Literal["auto", "json", "text"]
 """`auto` is `text` on a terminal, `json` elsewhere."""
 
 _MAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(\.[\w-]{1,63})+")
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""What moves a terminal's cursor, colours it, or turns the direction of what follows."""
+
 _CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("log-context", default={})  # noqa: B039 - never changed
 _process: dict[str, str] = {}
 
@@ -113,11 +116,11 @@ class TextLines(logging.Formatter):
         """The line; an error's places in the code follow it."""
         ids = "".join(f" {name}={value}" for name, value in _ids(record).items() if name != "service")
         moment = f"{_moment(record).astimezone():%H:%M:%S.%f}"[:-3]
-        line = f"{moment} {record.levelname:<7} {record.name}: {_clean(record.getMessage())}{ids}"
+        line = f"{moment} {record.levelname:<7} {record.name}: {_plain(_clean(record.getMessage()) + ids)}"
         if record.exc_info and record.exc_info[1] is not None:
             said = _described(record.exc_info[1])
             places = "".join(f"\n    {place}" for place in said["stack"])
-            line += f"\n  {said['type']}: {said['message']}{places}"
+            line += f"\n  {said['type']}: {_plain(said['message'])}{places}"
         return line
 
 
@@ -149,6 +152,11 @@ def _described(error: BaseException) -> dict[str, Any]:
 
 def _clean(text: str) -> str:
     return _MAIL.sub("***", redact(text))
+
+
+def _plain(text: str) -> str:
+    """Text that looks like no other line, and like nothing but text, wherever it came from."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text).replace("\n", "\n    ")
 
 
 def _moment(record: logging.LogRecord) -> datetime:

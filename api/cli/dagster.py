@@ -44,7 +44,7 @@ def _command(tool: Tool, settings: Settings) -> list[str]:
     workspace = str(workspace_file(settings))
     name, *arguments = {
         Tool.WEBSERVER: (
-            "dagster-webserver",
+            *(Path(sys.executable).name, "-m", "api.dagster_door"),
             "-h",
             host,
             "-p",

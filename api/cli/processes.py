@@ -61,7 +61,7 @@ def processes(settings: Settings) -> list[Process]:
         ),
         Process(
             "dagster-webserver",
-            (str(tool / "dagster-webserver"), "-h", host, "-p", dagster_port, "-w", workspace),
+            (python, "-m", "api.dagster_door", "-h", host, "-p", dagster_port, "-w", workspace),
             settings.dagster_port,
             "ESM_DAGSTER_PORT",
             "runs, jobs, sensors",

@@ -217,7 +217,7 @@ async def test_a_fault_of_ours_is_a_problem_without_its_cause(settings: Settings
 
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             for path, status in (("/broken", 500), ("/away", 503)):
                 response = await client.get(path)
                 assert_problem(response, status)

@@ -34,7 +34,12 @@ INJECTIONS = (
 
 def a_post(path: str, body: bytes, *headers: str, media: str = "application/json") -> bytes:
     """A whole POST request."""
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {media}", f"Content-Length: {len(body)}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        f"Content-Type: {media}",
+        f"Content-Length: {len(body)}",
+    ]
     return "\r\n".join([*lines, *headers, "", ""]).encode("latin-1") + body
 
 
@@ -47,7 +52,8 @@ def hostile() -> dict[str, bytes]:
         "negative length": a_post("/events", good).replace(str(len(good)).encode(), b"-5"),
         "two lengths": a_post("/events", good, "Content-Length: 3"),
         "smuggling": a_post("/events", good, "Transfer-Encoding: chunked"),
-        "bad chunks": b"POST /events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n",
+        "bad chunks": b"POST /events HTTP/1.1\r\nHost: localhost\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n",
         "oversized": a_post("/events", b'{"a":"' + b"x" * 1_100_000 + b'"}'),
         "deep": a_post("/events", deep),
         "deep lists": a_post("/events/batch", b"[" * 50_000 + b"]" * 50_000),
@@ -58,17 +64,17 @@ def hostile() -> dict[str, bytes]:
         "bad UTF-8": a_post("/events", good.replace(b"hostile", b"\xff\xfe\xc0\x80")),
         "surrogate": a_post("/events", good.replace(b"hostile", b"\\ud800")),
         "NUL in an id": a_post("/events", good.replace(b"hostile", b"\\u0000")),
-        "NUL in the path": b"GET /events/%00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        "NUL in the path": b"GET /events/%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         "gzip": a_post("/events", b"\x1f\x8b\x08" + b"\x00" * 100, "Content-Encoding: gzip"),
         "XML": a_post("/events", b"<!DOCTYPE x [<!ENTITY a 'b'>]><x>&a;</x>", media="application/xml"),
         "form": a_post("/events", b"a=b", media="application/x-www-form-urlencoded"),
         "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 500,
-        "long header": b"GET /events HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 3_000_000,
-        "many headers": b"GET /events HTTP/1.1\r\nHost: x\r\n" + b"X-A: b\r\n" * 300_000,
-        "long path": b"GET /events/" + b"a" * 2_000_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        "long query": b"GET /events?cursor=" + b"a" * 50_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        "odd method": b"BREW /events HTTP/1.1\r\nHost: x\r\n\r\n",
-        "wrong method": b"PATCH /events HTTP/1.1\r\nHost: x\r\n\r\n",
+        "long header": b"GET /events HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 3_000_000,
+        "many headers": b"GET /events HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: b\r\n" * 300_000,
+        "long path": b"GET /events/" + b"a" * 2_000_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "long query": b"GET /events?cursor=" + b"a" * 50_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "odd method": b"BREW /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "wrong method": b"PATCH /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
         "huge idempotency key": a_post("/events", good[:-1], f"Idempotency-Key: {'k' * 5000}"),
         "a batch of too many": a_post("/events/batch", b"[" + b"{}," * 5000 + b"{}]"),
         "a line without end": a_post("/events/bulk", b"x" * 2_000_000, media="application/x-ndjson"),
@@ -78,10 +84,10 @@ def hostile() -> dict[str, bytes]:
         cases[f"injected type {number}"] = a_post("/events", body)
         query = "".join(f"%{byte:02x}" for byte in text.encode("utf-8", "surrogatepass"))
         for name in ("aggregate_id", "cursor", "order", "from_timestamp", "event_types"):
-            line = f"GET /events?{name}={query} HTTP/1.1\r\nHost: x\r\n\r\n"
+            line = f"GET /events?{name}={query} HTTP/1.1\r\nHost: localhost\r\n\r\n"
             cases[f"injected {name} {number}"] = line.encode()
         cases[f"injected path {number}"] = (
-            f"GET /migrations/{query}/stats HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            f"GET /migrations/{query}/stats HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         )
     return cases
 
@@ -97,8 +103,9 @@ def fuzzed(seed: int) -> Iterator[bytes]:
             orjson.dumps(a_body("fuzzed", expected_version=2**30)),
             media="application/x-ndjson",
         ),
-        b"GET /events?limit=5&order=desc&from_timestamp=2026-01-01T00:00:00Z HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /migrations/migration-1/stats HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n\r\n",
+        b"GET /events?limit=5&order=desc&from_timestamp=2026-01-01T00:00:00Z HTTP/1.1\r\n"
+        b"Host: localhost\r\n\r\n",
+        b"GET /migrations/migration-1/stats HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\r\n",
     ]
     while True:
         request = bytearray(dice.choice(seeds))
@@ -144,7 +151,7 @@ async def slow(service: ServiceProcess, count: int) -> None:
     for number in range(count):
         with suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", service.port)
-            writer.write(b"POST /events HTTP/1.1\r\nHost: x\r\n" + b"X" * (number % 5))
+            writer.write(b"POST /events HTTP/1.1\r\nHost: localhost\r\n" + b"X" * (number % 5))
             writers.append(writer)
     await asyncio.to_thread(service.is_up)
     for writer in writers:
@@ -190,7 +197,7 @@ async def test_the_service_holds_out_for_long(new_database: Callable[[], str]) -
 @pytest.mark.timeout(120)
 async def test_heads_have_a_limit_and_a_time(new_database: Callable[[], str]) -> None:
     with running(new_database()) as service:
-        flood = b"GET /events HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (MAX_HEAD_BYTES * 3)
+        flood = b"GET /events HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * (MAX_HEAD_BYTES * 3)
         answer = await raw(service.port, flood)
         assert answer.startswith(b"HTTP/1.1 431 ")
         assert b"application/problem+json" in answer

@@ -118,9 +118,8 @@ async def test_nobody_misses_or_repeats_anything(
     start: Start, service_database: str, stored: EventStore, unique: str, clients: int, drops: int, total: int
 ) -> None:
     port = free_port()
-    process = start(
-        "tests.api.inline_replay_service", DATABASE_URL=service_database, ESM_REPLAY_SERVICE_PORT=str(port)
-    )
+    settings = {"ESM_REPLAY_SERVICE_PORT": str(port), "ESM_CONCURRENT_REQUESTS": "0"}
+    process = start("tests.api.inline_replay_service", DATABASE_URL=service_database, **settings)
     await ready(f"http://127.0.0.1:{port}", process)
     begin = await stored.horizon()
     crowd = [Client(port, begin, drops, random.Random(seed)) for seed in range(clients)]

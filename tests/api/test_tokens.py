@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 import api.tokens
-from eventsourcing import Settings
+from eventsourcing import Settings, UnavailableError
 from tests.api.callers import bearer, both, guarded
 from tests.api.conftest import InlineLauncher, assert_problem
 
@@ -33,7 +35,8 @@ class Issuer:
     def __init__(self) -> None:
         self.keys: dict[str, Any] = {"first": rsa.generate_private_key(public_exponent=65537, key_size=2048)}
         self.asked = 0
-        self.away = False
+        self.away = self.drips = self.redirects = False
+        self.answers: bytes | None = None
         issuer = self
 
         class Answer(BaseHTTPRequestHandler):
@@ -41,9 +44,15 @@ class Issuer:
                 issuer.asked += 1
                 body = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
                 content = json.dumps(body if "openid" in self.path else {"keys": issuer.published()}).encode()
-                self.send_response(503 if issuer.away else 200)
+                self.send_response(503 if issuer.away else 302 if issuer.redirects else 200)
+                if issuer.redirects:
+                    self.send_header("Location", f"{issuer.url}/elsewhere")
                 self.end_headers()
-                self.wfile.write(content)
+                with suppress(OSError):
+                    while issuer.drips:
+                        self.wfile.write(b" ")
+                        time.sleep(0.02)
+                    self.wfile.write(issuer.answers or content)
 
             def log_message(self, *_: object) -> None:  # a quiet server
                 pass
@@ -164,3 +173,164 @@ async def test_unknown_key_ids_do_not_make_us_ask_the_issuer_again_and_again(
         token = issuer.token(kid=f"unknown-{number}", key=stranger)
         assert_problem(await client.get("/events", headers=bearer(token)), 401)
     assert issuer.asked == before
+
+
+def _forged(header: bytes | dict[str, Any], claims: bytes = b"{}") -> str:
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    parts = (encoded, claims, b"x" * 256)
+    return b".".join(jwt.utils.base64url_encode(part) for part in parts).decode()
+
+
+async def test_no_header_of_a_token_leads_anywhere(client: httpx2.AsyncClient, issuer: Issuer) -> None:
+    own = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    jwk = json.loads(RSAAlgorithm.to_jwk(own.public_key()))
+    claims = {"iss": issuer.url, "aud": AUDIENCE, "sub": "x", "exp": time.time() + 60, "scope": "admin"}
+
+    def signed(key: Any = own, **header: Any) -> str:
+        return jwt.encode(claims, key, algorithm="RS256", headers={"kid": "first", **header})
+
+    asked = issuer.asked
+    refused = {
+        "jwk": signed(jwk=jwk),
+        "jku": signed(jku=f"{issuer.url}/keys"),
+        "x5u": signed(x5u=f"{issuer.url}/keys"),
+        "x5c": signed(x5c=["MIIB"]),
+        "crit": signed(issuer.keys["first"], crit=["unknown"], unknown=1),
+        "b64": signed(issuer.keys["first"], b64=False, crit=["b64"]),
+        "kid of a path": signed(kid="../../../../dev/null"),
+        "kid of SQL": signed(kid="' OR 1=1 --"),
+        "kid that is no text": _forged({"alg": "RS256", "kid": ["first"]}),
+        "kid that is an object": _forged({"alg": "RS256", "kid": {"a": 1}}),
+        "no alg": _forged({"kid": "first"}),
+        "alg that is no text": _forged({"alg": ["RS256"], "kid": "first"}),
+        "alg in another case": _forged({"alg": "rs256", "kid": "first"}),
+        "deep": _forged(b'{"alg":"RS256","kid":"first","x":' + b"[" * 5000 + b"]" * 5000 + b"}"),
+        "no object": _forged(b'"RS256"'),
+        "bad UTF-8": _forged(b'{"alg":"\xff"}'),
+    }
+    for why, token in refused.items():
+        assert_problem(await client.get("/audit", headers=bearer(token)), 401, "unauthenticated")
+        assert issuer.asked - asked <= 2, why
+
+
+SHAPES = [
+    ({"scope": {"admin": True}}, 403),
+    ({"scope": 7}, 403),
+    ({"scope": True}, 403),
+    ({"scope": [["admin"], {"admin": 1}, 5]}, 403),
+    ({"scope": "Admin admins admin,x"}, 403),
+    ({"scope": None, "scp": "admin"}, 200),
+    ({"scope": ["admin"]}, 200),
+    ({"scope": "\tadmin\n openid"}, 200),
+    ({"sub": 5}, 401),
+    ({"sub": ""}, 401),
+    ({"sub": "a\x00b"}, 401),
+    ({"sub": "a\x1fPOST\x1f/events"}, 401),
+    ({"sub": "a\r\nb"}, 401),
+    ({"sub": "a\u202eb"}, 401),
+    ({"sub": "x" * 256}, 401),
+    ({"exp": "soon"}, 401),
+    ({"exp": float("inf")}, 401),
+    ({"exp": []}, 401),
+    ({"nbf": {}}, 401),
+    ({"aud": [AUDIENCE, "others"], "scope": "admin"}, 200),
+    ({"aud": {AUDIENCE: 1}}, 401),
+    ({"aud": AUDIENCE.upper()}, 401),
+]
+
+
+@pytest.mark.parametrize(("claims", "status"), SHAPES)
+async def test_claims_of_odd_shapes_grant_nothing(
+    client: httpx2.AsyncClient, issuer: Issuer, claims: dict[str, Any], status: int
+) -> None:
+    def encoded(value: Any) -> bytes:
+        return jwt.utils.base64url_encode(json.dumps(value).encode())
+
+    given = {"iss": issuer.url, "aud": AUDIENCE, "sub": "x", "exp": time.time() + 60, **claims}
+    signed = encoded({"alg": "RS256", "kid": "first"}) + b"." + encoded(given)
+    signature = RSAAlgorithm(RSAAlgorithm.SHA256).sign(signed, issuer.keys["first"])
+    token = (signed + b"." + jwt.utils.base64url_encode(signature)).decode()
+    answer = await client.get("/audit", headers=bearer(token))
+    assert answer.status_code == status, answer.text
+
+
+async def test_clocks_may_differ_by_ten_seconds_and_no_more(
+    client: httpx2.AsyncClient, issuer: Issuer
+) -> None:
+    for shift, status in ((-5, 200), (-30, 401)):
+        token = issuer.token(exp=time.time() + shift)
+        assert (await client.get("/events", headers=bearer(token))).status_code == status
+    for shift, status in ((5, 200), (30, 401)):
+        token = issuer.token(nbf=time.time() + shift, iat=time.time() + shift)
+        assert (await client.get("/events", headers=bearer(token))).status_code == status
+
+
+async def test_two_subjects_are_two_callers_however_long_they_are(issuer: Issuer) -> None:
+    verifier = api.tokens.TokenVerifier(issuer.url, AUDIENCE, None)
+    first, second = [await verifier.caller(issuer.token(sub="x" * 254 + end)) for end in "ab"]
+    assert first is not None
+    assert second is not None
+    assert first.name != second.name
+
+
+async def test_who_holds_a_known_key_does_not_wait_for_a_slow_issuer(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifier = api.tokens.TokenVerifier(issuer.url, AUDIENCE, None)
+    assert await verifier.caller(issuer.token()) is not None
+    monkeypatch.setattr(api.tokens, "FRESH_S", 0.0)
+    monkeypatch.setattr(api.tokens, "AGAIN_S", 0.0)
+    monkeypatch.setattr(api.tokens, "_FETCH_S", 0.5)
+    issuer.drips = True
+    try:
+        fetched = asyncio.create_task(verifier.caller(issuer.token(kid="unknown", key=issuer.keys["first"])))
+        await asyncio.sleep(0.05)
+        assert await verifier.caller(issuer.token()) is not None
+        assert not fetched.done(), "the issuer is still being asked"
+        async with asyncio.timeout(10):  # it never ends by itself
+            assert await fetched is None
+    finally:
+        issuer.drips = False
+
+
+NO_LISTS = [b"[]", b"null", b"[" * 100_000, b"\xff", b"x" * 2_000_000, b'{"keys":5}', b'{"keys":[5]}']
+
+
+@pytest.mark.parametrize("answer", NO_LISTS)
+async def test_a_list_of_keys_that_is_none_is_as_good_as_none(issuer: Issuer, answer: bytes) -> None:
+    verifier = api.tokens.TokenVerifier(issuer.url, AUDIENCE, f"{issuer.url}/keys")
+    issuer.answers = answer
+    try:
+        with pytest.raises(UnavailableError):
+            await verifier.caller(issuer.token())
+        asked = issuer.asked
+        for _ in range(20):
+            with pytest.raises(UnavailableError):
+                await verifier.caller(issuer.token())
+        assert issuer.asked == asked, "it is not asked by every caller"
+    finally:
+        issuer.answers = None
+
+
+async def test_a_redirect_is_not_followed_and_only_signing_keys_count(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer.redirects = True
+    try:
+        with pytest.raises(UnavailableError):
+            await api.tokens.TokenVerifier(issuer.url, AUDIENCE, f"{issuer.url}/keys").caller(issuer.token())
+    finally:
+        issuer.redirects = False
+    shared = {
+        "kty": "oct",
+        "kid": "shared",
+        "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I",
+        "alg": "HS256",
+    }
+    for_secrecy = {**issuer.published()[0], "kid": "enc", "use": "enc"}
+    listed = {"keys": [shared, for_secrecy]}
+    monkeypatch.setattr(issuer, "answers", json.dumps(listed).encode())
+    verifier = api.tokens.TokenVerifier(issuer.url, AUDIENCE, f"{issuer.url}/keys")
+    assert await verifier.caller(issuer.token(kid="enc", key=issuer.keys["first"])) is None
+    mac = jwt.encode({"sub": "x"}, b"secret-secret-secret-secret-secr", "HS256", headers={"kid": "shared"})
+    assert await verifier.caller(mac) is None

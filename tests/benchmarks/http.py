@@ -51,7 +51,7 @@ def a_body(number: int) -> dict[str, object]:
 def a_request(path: str, value: object) -> bytes:
     """A whole request."""
     body = orjson.dumps(value)
-    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: "
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
     return head.encode() + str(len(body)).encode() + b"\r\n\r\n" + body
 
 

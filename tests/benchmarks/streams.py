@@ -38,6 +38,7 @@ async def measure(report: Report) -> None:
                     "PYTHONPATH": str(ROOT),
                     "DATABASE_URL": server.url("streams"),
                     "ESM_REPLAY_SERVICE_PORT": str(port),
+                    "ESM_CONCURRENT_REQUESTS": "0",
                 },
                 stderr=asyncio.subprocess.DEVNULL,
             )

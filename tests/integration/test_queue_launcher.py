@@ -47,7 +47,7 @@ def deployment(settings: Settings) -> Iterator[None]:
     tool, workspace = Path(sys.executable).parent, str(workspace_file(settings))
     commands = [
         (
-            str(tool / "dagster-webserver"),
+            *(sys.executable, "-m", "api.dagster_door"),
             "-h",
             "127.0.0.1",
             "-p",
@@ -212,3 +212,27 @@ async def test_a_request_finds_the_run_that_was_queued_for_it(
     assert await launcher.find("never-asked") is None
     assert await launcher.wait(run_id, WAIT_S) is True
     assert await launcher.find("asked-once") == run_id
+
+
+FOREIGN = [
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    {"Origin": "https://evil.example"},
+    {"Host": "evil.example"},
+]
+
+
+@pytest.mark.parametrize("sent", FOREIGN)
+async def test_a_foreign_page_starts_nothing_and_reads_nothing(
+    settings: Settings, deployment: None, sent: dict[str, str]
+) -> None:
+    del deployment
+    asked = {"query": "mutation { setNuxSeen }"}
+    url = f"http://127.0.0.1:{settings.dagster_port}"
+    socket = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    socket |= {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Protocol": "graphql-ws"}
+    async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
+        assert (await client.get("/graphql", params=asked, headers=sent)).status_code == 403
+        assert (await client.post("/graphql", params=asked, headers=sent)).status_code == 403
+        assert (await client.get("/graphql", headers={**socket, **sent})).status_code == 403
+        own = {"Origin": url, "Sec-Fetch-Site": "same-origin"}
+        assert (await client.post("/graphql", json=asked, headers=own)).json()["data"] == {"setNuxSeen": True}

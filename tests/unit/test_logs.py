@@ -136,3 +136,21 @@ async def test_what_a_handler_logs_carries_the_event_and_its_correlation(
     (line,) = lines()
     assert line["event_id"] == str(event.event_id)
     assert line["correlation_id"] == str(event.correlation_id)
+
+
+FORGED = "no mapping x\n12:00:00.000 INFO    esm.api: all is well\r\x1b[2J\x1b[1;31m\x00\x9b\u202eevil"
+
+
+@pytest.mark.parametrize("lines", [TextLines(), JsonLines()])
+def test_what_a_caller_sent_makes_no_line_of_its_own_and_moves_no_cursor(lines: logging.Formatter) -> None:
+    try:
+        raise UnavailableError(FORGED)
+    except UnavailableError as error:
+        told = (type(error), error, error.__traceback__)
+    with about(request_id=FORGED):
+        record = logging.LogRecord("esm", logging.WARNING, "", 0, "%s", (FORGED,), told)
+        text = lines.format(record)
+    assert not [line for line in text.split("\n")[1:] if not line.startswith("  ")]
+    assert {"\r", "\x1b", "\x00"}.isdisjoint(text)
+    if isinstance(lines, TextLines):
+        assert {"\x9b", "\u202e"}.isdisjoint(text)
