@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from api.access import Scope, needs
 from api.dependencies import OpenStore, OpenSystem, json_response, reach
 from api.requests import JsonRoute
-from api.schemas import ReadParams, problems
+from api.schemas import ReadParams, examples, problems
 from eventsourcing import lag
 from eventsourcing.bootstrap import System
 from eventsourcing.canonical import encode
@@ -52,34 +52,30 @@ class KafkaGroupOut(BaseModel):
 class ConsumersOut(BaseModel):
     """Who follows the store, and who follows Kafka."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = examples(
+        {
+            "consumers": [
                 {
-                    "consumers": [
-                        {
-                            "kind": "group",
-                            "name": "accounts",
-                            "state": "behind",
-                            "position": 8190,
-                            "events": 12,
-                            "seconds": 0.4,
-                            "in_hand": 3,
-                            "parked": 1,
-                            "circuit": "closed",
-                        }
-                    ],
-                    "kafka_groups": [
-                        {
-                            "name": "billing",
-                            "state": "behind",
-                            "messages": 7,
-                            "topics": {"migration.user.migrated": 7},
-                            "parked": 0,
-                        }
-                    ],
+                    "kind": "group",
+                    "name": "accounts",
+                    "state": "behind",
+                    "position": 8190,
+                    "events": 12,
+                    "seconds": 0.4,
+                    "in_hand": 3,
+                    "parked": 1,
+                    "circuit": "closed",
                 }
-            ]
+            ],
+            "kafka_groups": [
+                {
+                    "name": "billing",
+                    "state": "behind",
+                    "messages": 7,
+                    "topics": {"migration.user.migrated": 7},
+                    "parked": 0,
+                }
+            ],
         }
     )
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
 from api.problems import invalid_field
-from api.schemas import PageParams
+from api.schemas import PageParams, examples
 from eventsourcing.dead_letters import owner_of
 from eventsourcing.events import EventTypeName, Identifier
 from eventsourcing.redrive import ParkedSelection
@@ -79,12 +79,8 @@ class _Selected(BaseModel):
 class RedriveBody(_Selected):
     """Which parked aggregates to give to their handlers again: each with its whole queue, in order."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"consumer_group": "accounts", "everything": True, "reason": "names may be empty now"}
-            ]
-        }
+    model_config = examples(
+        {"consumer_group": "accounts", "everything": True, "reason": "names may be empty now"}
     )
 
     cap: Annotated[int, Field(ge=1, le=100_000)] = 1000
@@ -95,12 +91,8 @@ class RedriveBody(_Selected):
 class DiscardBody(_Selected):
     """Which failed events to give up: those in front of parked aggregates, or with all that waits behind."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"consumer_group": "accounts", "aggregate_id": "user-18", "reason": "a test account"}
-            ]
-        }
+    model_config = examples(
+        {"consumer_group": "accounts", "aggregate_id": "user-18", "reason": "a test account"}
     )
 
     whole_queue: StrictBool = False
@@ -131,28 +123,24 @@ class DeadLetterOut(BaseModel):
 class DeadLettersOut(BaseModel):
     """A page of dead letters, by group, aggregate and place in the queue."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = examples(
+        {
+            "dead_letters": [
                 {
-                    "dead_letters": [
-                        {
-                            "id": "YWNjb3VudHMfdXNlci0xNx8wMDAwMDAwMDAwMDAwMDAwMDAwNw",
-                            "consumer_group": "accounts",
-                            "status": "failed",
-                            "event": {"event_type": "user.migrated", "aggregate_id": "user-17"},
-                            "error": "PermanentError: an account needs a name",
-                            "error_class": "PermanentError",
-                            "stack": "Traceback (most recent call last): …",
-                            "fingerprint": "9f3c51d0a2b4",
-                            "handler": "Accounts",
-                            "attempts": 4,
-                            "redrives": 0,
-                            "parked_at": "2026-11-24T08:00:00Z",
-                            "first_failed_at": "2026-11-24T08:00:00Z",
-                            "last_failed_at": "2026-11-24T08:00:00Z",
-                        }
-                    ]
+                    "id": "YWNjb3VudHMfdXNlci0xNx8wMDAwMDAwMDAwMDAwMDAwMDAwNw",
+                    "consumer_group": "accounts",
+                    "status": "failed",
+                    "event": {"event_type": "user.migrated", "aggregate_id": "user-17"},
+                    "error": "PermanentError: an account needs a name",
+                    "error_class": "PermanentError",
+                    "stack": "Traceback (most recent call last): …",
+                    "fingerprint": "9f3c51d0a2b4",
+                    "handler": "Accounts",
+                    "attempts": 4,
+                    "redrives": 0,
+                    "parked_at": "2026-11-24T08:00:00Z",
+                    "first_failed_at": "2026-11-24T08:00:00Z",
+                    "last_failed_at": "2026-11-24T08:00:00Z",
                 }
             ]
         }
@@ -164,18 +152,14 @@ class DeadLettersOut(BaseModel):
 class RedriveOut(BaseModel):
     """What a re-drive takes; it runs as a job unless it was only counted, or there is nothing to do."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "consumer_group": "accounts",
-                    "status": "started",
-                    "aggregates": 3,
-                    "letters": 7,
-                    "message": "Re-drive of 3 aggregates started",
-                    "dagster_run_id": "8c3f6f0e-4c55-4b0e-9d7e-0a5a6f0d7a11",
-                }
-            ]
+    model_config = examples(
+        {
+            "consumer_group": "accounts",
+            "status": "started",
+            "aggregates": 3,
+            "letters": 7,
+            "message": "Re-drive of 3 aggregates started",
+            "dagster_run_id": "8c3f6f0e-4c55-4b0e-9d7e-0a5a6f0d7a11",
         }
     )
 
@@ -190,19 +174,15 @@ class RedriveOut(BaseModel):
 class DiscardOut(BaseModel):
     """What a discard came to, or would come to; what stands behind the discarded is re-driven as a job."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "consumer_group": "accounts",
-                    "status": "discarded",
-                    "letters": 1,
-                    "released": 0,
-                    "behind": 1,
-                    "message": "1 dead letters discarded",
-                    "dagster_run_id": "8c3f6f0e-4c55-4b0e-9d7e-0a5a6f0d7a11",
-                }
-            ]
+    model_config = examples(
+        {
+            "consumer_group": "accounts",
+            "status": "discarded",
+            "letters": 1,
+            "released": 0,
+            "behind": 1,
+            "message": "1 dead letter discarded",
+            "dagster_run_id": "8c3f6f0e-4c55-4b0e-9d7e-0a5a6f0d7a11",
         }
     )
 

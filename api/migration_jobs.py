@@ -67,7 +67,7 @@ async def start_migration(
     return migration_id, run_id
 
 
-async def resume_migration(store: EventStore, jobs: Launcher, migration_id: str, token: UUID) -> str:
+async def resume_migration(system: System, jobs: Launcher, migration_id: str, token: UUID) -> str:
     """Start the job that goes on with what was interrupted: the run, or its rollback.
 
     Raises a 404 problem, 409 unless it can be resumed.
@@ -85,16 +85,16 @@ async def resume_migration(store: EventStore, jobs: Launcher, migration_id: str,
             {name: row["request"].get(name) for name in names} | {"migration_id": migration_id},
         )
 
-    return await _act(store, jobs, migration_id, token, what, allowed=RESUMABLE)
+    return await _act(system, jobs, migration_id, token, what, allowed=RESUMABLE)
 
 
-async def cancel_migration(store: EventStore, jobs: Launcher, migration_id: str, token: UUID) -> str | None:
+async def cancel_migration(system: System, jobs: Launcher, migration_id: str, token: UUID) -> str | None:
     """Return once a migration has stopped: of itself, or because its run was ended.
 
     Raises a 404 problem, 409 when it is not running or has ended before it could be stopped.
     """
-    await known_row(store, migration_id)
-    journal = MigrationJournal(store.storage)
+    await known_row(system.store, migration_id)
+    journal = MigrationJournal(system.store.storage)
     try:
         asked = await journal.request_cancel(migration_id, token)
     except StateForbidsError as error:
@@ -104,7 +104,7 @@ async def cancel_migration(store: EventStore, jobs: Launcher, migration_id: str,
         if run_id is not None:
             await jobs.cancel(run_id)
         return run_id
-    row = await finished_migration(store, migration_id, wait_s=OBEY_S)
+    row = await finished_migration(system.store, migration_id, wait_s=OBEY_S)
     if row.get("dagster_run_id") != run_id:
         return run_id  # it has stopped, and was resumed since
     if row["status"] in ("completed", "failed"):
@@ -116,11 +116,11 @@ async def cancel_migration(store: EventStore, jobs: Launcher, migration_id: str,
     return run_id
 
 
-async def verify_migration(store: EventStore, jobs: Launcher, migration_id: str, token: UUID) -> str:
+async def verify_migration(system: System, jobs: Launcher, migration_id: str, token: UUID) -> str:
     """Start a verification. Raises a 404 problem, 409 while something else works on the migration."""
     job: Job = ("verify_migration", _op("verify_target", {"migration_id": migration_id}))
     changes = {"status": None, "verified": None}
-    return await _act(store, jobs, migration_id, token, job, allowed=_ENDED, **changes)
+    return await _act(system, jobs, migration_id, token, job, allowed=_ENDED, **changes)
 
 
 async def retry_migration(
@@ -135,18 +135,18 @@ async def retry_migration(
         config = {"migration_id": migration_id, **body.model_dump(exclude_none=True)}
         return ("retry_quarantine", _op("retry_records", config))
 
-    return await _act(system.store, jobs, migration_id, token, what, allowed=("completed",))
+    return await _act(system, jobs, migration_id, token, what, allowed=("completed",))
 
 
 async def rollback_migration(
-    store: EventStore, jobs: Launcher, migration_id: str, body: RollbackBody, token: UUID
+    system: System, jobs: Launcher, migration_id: str, body: RollbackBody, token: UUID
 ) -> str:
     """Start a rollback, or with `dry_run` say what it would do. Raises a 404 problem, 409 while something
     works on the migration or nothing was ever written."""
     asked = {"migration_id": migration_id, **body.model_dump(exclude_none=True)}
     job: Job = ("rollback", _op("roll_back", asked))
     changes = {"status": None} if body.dry_run else {"rollback_asked": asked}
-    return await _act(store, jobs, migration_id, token, job, allowed=_ENDED, **changes)
+    return await _act(system, jobs, migration_id, token, job, allowed=_ENDED, **changes)
 
 
 async def finished_migration(store: EventStore, migration_id: str, *, wait_s: float) -> dict[str, Any]:
@@ -174,7 +174,7 @@ async def known_row(store: EventStore, migration_id: str) -> dict[str, Any]:
 
 
 async def _act(
-    store: EventStore,
+    system: System,
     jobs: Launcher,
     migration_id: str,
     token: UUID,
@@ -189,8 +189,8 @@ async def _act(
     A service may die at any point: what its token has taken is launched by the repeat, and what it has
     launched is found. A 503 gives back what was taken.
     """
-    row = await known_row(store, migration_id)
-    journal = MigrationJournal(store.storage)
+    row = await known_row(system.store, migration_id)
+    journal = MigrationJournal(system.store.storage)
     run_id = await started(jobs, token)
     if run_id is None:
         if not _is_taken(row, token):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+from pydantic import Field, StrictBool, StringConstraints
 
-from api.schemas import PageParams
+from api.schemas import Body, PageParams, examples
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
 MigrationId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -15,25 +15,17 @@ RESERVED = frozenset({"stats"})
 """Ids that no migration may have: they are paths."""
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-
-class MigrationOptions(_Body):
+class MigrationOptions(Body):
     """How a migration goes about it."""
 
     on_failure: Literal["keep", "rollback"] = "keep"
     """A failed stage leaves everything to be resumed, or is undone in the same run."""
 
 
-class MigrationBody(_Body):
+class MigrationBody(Body):
     """A migration to start: a mapping file, a source and a target, each by its configured name."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"mapping": "legacy-panel", "source": "legacy-panel.db", "target": "target"}]
-        }
-    )
+    model_config = examples({"mapping": "legacy-panel", "source": "legacy-panel.db", "target": "target"})
 
     mapping: Name
     source: Name
@@ -44,10 +36,10 @@ class MigrationBody(_Body):
     """Say what it would do, and write nothing."""
 
 
-class RollbackBody(_Body):
+class RollbackBody(Body):
     """How to undo a migration."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "a rehearsal"}]})
+    model_config = examples({"reason": "a rehearsal"})
 
     reason: Annotated[str, StringConstraints(min_length=1, max_length=500)] = "asked for"
     to_stage: Literal["start", "schema", "extract", "transform", "validate"] | None = None
@@ -57,10 +49,10 @@ class RollbackBody(_Body):
     """Say what would be undone, and undo nothing."""
 
 
-class RetryBody(_Body):
+class RetryBody(Body):
     """Which mapping the quarantined records run under; the same name unless given."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"mapping": "legacy-panel-mended"}]})
+    model_config = examples({"mapping": "legacy-panel-mended"})
 
     mapping: Name | None = None
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from api.access import CurrentCaller, Scope, needs
 from api.dependencies import Jobs, OpenStore, OpenSystem, accepted, json_response, reach
-from api.idempotency import DoneOnce, Work
+from api.idempotency import DoneOnce
 from api.migration_jobs import (
     cancel_migration,
     finished_migration,
@@ -49,6 +48,31 @@ JOB: dict[str, Any] = {
     "openapi_extra": needs(Scope.MIGRATE),
 }
 """What the calls have in common that start or stop a job."""
+
+
+class Act:
+    """What a keyed request does once: start or stop a job of the migration in the path, and tell of it."""
+
+    def __init__(self, system: OpenSystem, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> None:
+        self._system, self._jobs, self._migration_id, self._once = system, jobs, migration_id, once
+
+    async def __call__(
+        self, act: Callable[..., Awaitable[str | None]], what: str, *asked: object
+    ) -> Response:
+        """Do it, with what the body asks for; `what` says what becomes of the migration."""
+
+        async def work(token: UUID) -> Response:
+            run_id = await act(self._system, self._jobs, self._migration_id, *asked, token)
+            return _started(self._migration_id, run_id, what)
+
+        return await self._once(work)
+
+
+async def _act(system: OpenSystem, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Act:
+    return Act(system, jobs, migration_id, once)
+
+
+Acting = Annotated[Act, Depends(_act)]
 
 migrations = APIRouter(route_class=JsonRoute, tags=["migrations"])
 pages = APIRouter(route_class=HtmlRoute, tags=["migrations"])
@@ -97,55 +121,29 @@ async def get_migration(
     return json_response(encode(facts if caller.sees_personal_data else without(facts, MIGRATION)))
 
 
-@migrations.post(
-    "/migrations/{migration_id}/resume",
-    name="resume_migration",
-    **JOB,
-)
-async def resume(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
+@migrations.post("/migrations/{migration_id}/resume", name="resume_migration", **JOB)
+async def resume(act: Acting) -> Response:
     """Go on with a migration that was interrupted, cancelled or failed."""
-    act = partial(resume_migration, store, jobs, migration_id)
-    return await once(_act(migration_id, act, "resumed"))
+    return await act(resume_migration, "resumed")
 
 
-@migrations.post(
-    "/migrations/{migration_id}/cancel",
-    name="cancel_migration",
-    **JOB,
-)
-async def cancel(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
+@migrations.post("/migrations/{migration_id}/cancel", name="cancel_migration", **JOB)
+async def cancel(act: Acting) -> Response:
     """Stop a migration; what is done stays done, and it can be resumed."""
-    act = partial(cancel_migration, store, jobs, migration_id)
-    return await once(_act(migration_id, act, "cancelled"))
+    return await act(cancel_migration, "cancelled")
 
 
-@migrations.post(
-    "/migrations/{migration_id}/verify",
-    name="verify_migration",
-    **JOB,
-)
-async def verify(store: OpenStore, jobs: Jobs, migration_id: PathId, once: DoneOnce) -> Response:
+@migrations.post("/migrations/{migration_id}/verify", name="verify_migration", **JOB)
+async def verify(act: Acting) -> Response:
     """Compare the target with what was migrated, now."""
-    act = partial(verify_migration, store, jobs, migration_id)
-    return await once(_act(migration_id, act, "being verified"))
+    return await act(verify_migration, "being verified")
 
 
-@migrations.post(
-    "/migrations/{migration_id}/rollback",
-    name="rollback_migration",
-    **JOB,
-)
-async def rollback(
-    store: OpenStore,
-    jobs: Jobs,
-    migration_id: PathId,
-    once: DoneOnce,
-    body: Annotated[RollbackBody | None, Body()] = None,
-) -> Response:
+@migrations.post("/migrations/{migration_id}/rollback", name="rollback_migration", **JOB)
+async def rollback(act: Acting, body: Annotated[RollbackBody | None, Body()] = None) -> Response:
     """Undo a migration row by row; rows that others changed since stay as they are and are reported."""
     asked = body or RollbackBody()
-    act = partial(rollback_migration, store, jobs, migration_id, asked)
-    return await once(_act(migration_id, act, "being previewed" if asked.dry_run else "being rolled back"))
+    return await act(rollback_migration, "being previewed" if asked.dry_run else "being rolled back", asked)
 
 
 @migrations.get(
@@ -173,20 +171,10 @@ async def list_quarantine(
     return json_response(encode({"quarantine": rows}), headers=next_link(request, cursor))
 
 
-@migrations.post(
-    "/migrations/{migration_id}/quarantine/retry",
-    **JOB,
-)
-async def retry_quarantine(
-    system: OpenSystem,
-    jobs: Jobs,
-    migration_id: PathId,
-    once: DoneOnce,
-    body: Annotated[RetryBody | None, Body()] = None,
-) -> Response:
+@migrations.post("/migrations/{migration_id}/quarantine/retry", **JOB)
+async def retry_quarantine(act: Acting, body: Annotated[RetryBody | None, Body()] = None) -> Response:
     """Run only what is in quarantine again, under the mapping as it is now."""
-    act = partial(retry_migration, system, jobs, migration_id, body or RetryBody())
-    return await once(_act(migration_id, act, "being retried"))
+    return await act(retry_migration, "being retried", body or RetryBody())
 
 
 @migrations.get(
@@ -259,15 +247,6 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 def _only(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     flat = {**row["request"], **row}
     return {name: flat.get(name) for name in names} | {"dry_run": bool(flat.get("dry_run"))}
-
-
-def _act(migration_id: str, act: Callable[[UUID], Awaitable[str | None]], what: str) -> Work:
-    """What a keyed request does once: start or stop the job, and tell of it."""
-
-    async def work(token: UUID) -> Response:
-        return _started(migration_id, await act(token), what)
-
-    return work
 
 
 def _started(migration_id: str, run_id: str | None, what: str) -> Response:

@@ -80,26 +80,29 @@ ExpectedVersion = Annotated[
 ]
 
 
-class _Body(BaseModel):
+def examples(*shown: dict[str, Any]) -> ConfigDict:
+    """The configuration of a model of which the documentation shows these."""
+    return ConfigDict(json_schema_extra={"examples": [*shown]})
+
+
+class Body(BaseModel):
+    """What a caller sends: nothing beyond what is declared, and never told back."""
+
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-class EventBody(_Body):
+class EventBody(Body):
     """An event to publish. A second call with the same event_id stores nothing and answers the same."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "event_type": "migration.started",
-                    "aggregate_id": "migration-123",
-                    "aggregate_type": "migration",
-                    "data": {
-                        "source_config": {"host": "source.example.com"},
-                        "target_config": {"host": "target.example.com"},
-                    },
-                }
-            ]
+    model_config = examples(
+        {
+            "event_type": "migration.started",
+            "aggregate_id": "migration-123",
+            "aggregate_type": "migration",
+            "data": {
+                "source_config": {"host": "source.example.com"},
+                "target_config": {"host": "target.example.com"},
+            },
         }
     )
 
@@ -131,28 +134,24 @@ class EventBody(_Body):
 class EventOut(BaseModel):
     """An event as stored."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "event_id": "0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a10",
-                    "event_type": "migration.started",
-                    "aggregate_id": "migration-123",
-                    "aggregate_type": "migration",
-                    "event_version": 1,
-                    "timestamp": "2026-11-24T08:00:00Z",
-                    "correlation_id": "0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a11",
-                    "causation_id": "0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a12",
-                    "metadata": {},
-                    "data": {
-                        "source_config": {"host": "source.example.com"},
-                        "target_config": {"host": "target.example.com"},
-                        "started_at": "2026-11-24T08:00:00Z",
-                    },
-                    "position": 1,
-                    "recorded_at": "2026-11-24T08:00:00.001Z",
-                }
-            ]
+    model_config = examples(
+        {
+            "event_id": "0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a10",
+            "event_type": "migration.started",
+            "aggregate_id": "migration-123",
+            "aggregate_type": "migration",
+            "event_version": 1,
+            "timestamp": "2026-11-24T08:00:00Z",
+            "correlation_id": "0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a11",
+            "causation_id": "0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a12",
+            "metadata": {},
+            "data": {
+                "source_config": {"host": "source.example.com"},
+                "target_config": {"host": "target.example.com"},
+                "started_at": "2026-11-24T08:00:00Z",
+            },
+            "position": 1,
+            "recorded_at": "2026-11-24T08:00:00.001Z",
         }
     )
 
@@ -173,14 +172,10 @@ class EventOut(BaseModel):
 class BatchOut(BaseModel):
     """What a batch came to."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "message": "Published 1 events successfully",
-                    "event_ids": ["0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a10"],
-                }
-            ]
+    model_config = examples(
+        {
+            "message": "Published 1 events successfully",
+            "event_ids": ["0199ab3c-5b1e-7a53-9d3e-2f1d6c1f4a10"],
         }
     )
 
@@ -188,7 +183,7 @@ class BatchOut(BaseModel):
     event_ids: list[UUID]
 
 
-class ReadParams(_Body):
+class ReadParams(Body):
     """What every read takes."""
 
     min_position: Position | None = None
@@ -238,7 +233,7 @@ class EventFilters(PageParams):
         )
 
 
-class StreamParams(_Body):
+class StreamParams(Body):
     """Which events a stream sends, and from where."""
 
     event_types: EventTypes = Field(default_factory=list)
@@ -261,9 +256,7 @@ class StreamParams(_Body):
 class ReplayBody(ReplayRequest):
     """A replay to start."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"replay_type": "aggregate", "aggregate_id": "migration-123"}]}
-    )
+    model_config = examples({"replay_type": "aggregate", "aggregate_id": "migration-123"})
 
     from_version: Version | None = None
     to_version: Version | None = None
@@ -276,37 +269,31 @@ class ReplayBody(ReplayRequest):
     retry_delay: float = Field(default=1.0, ge=0, le=3600)
 
 
-class RebuildBody(_Body):
+class RebuildBody(Body):
     """How to rebuild a read model."""
 
     fresh: StrictBool = False
     """Start over instead of going on with an interrupted rebuild."""
 
 
-class SnapshotBody(_Body):
+class SnapshotBody(Body):
     """An aggregate to take a snapshot of."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"aggregate_id": "migration-123", "up_to_version": 50}]}
-    )
+    model_config = examples({"aggregate_id": "migration-123", "up_to_version": 50})
 
     aggregate_id: Identifier
     up_to_version: Version | None = None
 
 
-class SequenceBody(_Body):
+class SequenceBody(Body):
     """An aggregate, and the event types that it should have, in order; or a process model to keep to."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "aggregate_id": "migration-123",
-                    "expected_sequence": ["migration.started", "data.extracted", "migration.completed"],
-                },
-                {"aggregate_id": "migration-123", "model": "migration"},
-            ]
-        }
+    model_config = examples(
+        {
+            "aggregate_id": "migration-123",
+            "expected_sequence": ["migration.started", "data.extracted", "migration.completed"],
+        },
+        {"aggregate_id": "migration-123", "model": "migration"},
     )
 
     aggregate_id: Identifier

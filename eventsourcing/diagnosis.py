@@ -26,6 +26,7 @@ from eventsourcing.storage.postgres_errors import translated
 from eventsourcing.storage.postgres_pool import CONNECT_TIMEOUT_S, dsn
 from eventsourcing.storage.schema import newest_version, schema_version
 from eventsourcing.storage.statements import statements
+from eventsourcing.wording import counted
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -128,7 +129,7 @@ async def store_findings(system: System) -> AsyncIterator[Finding]:
     groups = await DeadLetterQueue(system.store).groups()
     letters = sum(group["letters"] for group in groups.values())
     if letters:
-        says = f"{letters} events in {', '.join(sorted(groups))} wait for somebody to look"
+        says = f"{counted(letters, 'event')} in {', '.join(sorted(groups))} to be looked at"
         yield Finding(
             "dead letters", "warning", says, "esm dlq list; mend the handler; docs/guides/operate-the-bus.md"
         )
@@ -149,7 +150,7 @@ def _followed(lag: Lag) -> Finding:
             "relay": "is Kafka reachable? The relay goes on by itself when it is",
         }[lag.kind]
         return Finding(check, "failed", says, cure)
-    return Finding(check, "ok", f"{lag.events} positions behind")
+    return Finding(check, "ok", f"{counted(lag.events, 'position')} behind")
 
 
 async def kafka_findings(system: System, config: EventBusConfig) -> AsyncIterator[Finding]:
@@ -167,7 +168,7 @@ async def kafka_findings(system: System, config: EventBusConfig) -> AsyncIterato
         )
         yield Finding("kafka", "failed", str(error), cure)
         return
-    yield Finding("kafka", "ok", f"answers; {len(topics)} topics begin with {config.topic_prefix}")
+    yield Finding("kafka", "ok", f"answers; {counted(len(topics), 'topic')} under {config.topic_prefix}")
     needed = {topic_of(config.topic_prefix, cls.declared_type) for cls in registered_events()}
     wrong = sorted(name for name, count in topics.items() if count != config.kafka_partitions)
     if wrong:
@@ -178,7 +179,11 @@ async def kafka_findings(system: System, config: EventBusConfig) -> AsyncIterato
         cure = "the worker makes them with ESM_KAFKA_PROVISIONING=create; else make them"
         yield Finding("topics", "warning", f"{len(missing)} are missing", cure)
     else:
-        yield Finding("topics", "ok", f"{len(needed)}, each with {config.kafka_partitions} partitions")
+        yield Finding(
+            "topics", "ok", f"{len(needed)}, each with {counted(config.kafka_partitions, 'partition')}"
+        )
     for lag in await kafka_lags(config, system.store.storage):
         if lag.messages:
-            yield Finding(f"group {lag.group}", "ok", f"{lag.messages} messages behind on {lag.topic}")
+            yield Finding(
+                f"group {lag.group}", "ok", f"{counted(lag.messages, 'message')} behind on {lag.topic}"
+            )

@@ -28,6 +28,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+from eventsourcing.wording import counted
+
 
 class EventSourcingError(Exception):
     """The root of the tree. `retryable` says whether the same call may succeed later."""
@@ -113,7 +115,7 @@ class BackfillRefusedError(EventSourcingError):
     def __init__(self, faults: Sequence[str], *, count: int, rows: int) -> None:
         self.faults, self.count, self.rows = tuple(faults), count, rows
         more = [f"and {count - len(faults)} more"] if count > len(faults) else []
-        head = f"{count} faults in {rows} rows; nothing was appended"
+        head = f"{counted(count, 'fault')} in {counted(rows, 'row')}; nothing was appended"
         super().__init__("\n".join([head, *self.faults, *more]))
 
 
@@ -171,4 +173,6 @@ class HandlerError(EventSourcingError):
 
     def __init__(self, event_id: UUID, *, handler: str, attempts: int, reason: str) -> None:
         self.event_id, self.handler, self.attempts = event_id, handler, attempts
-        super().__init__(f"{handler} failed on event {event_id} after {attempts} attempts: {reason}")
+        super().__init__(
+            f"{handler} failed on event {event_id} after {counted(attempts, 'attempt')}: {reason}"
+        )

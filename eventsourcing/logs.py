@@ -21,6 +21,7 @@ import orjson
 
 from eventsourcing.errors import EventSourcingError, HandlerError
 from eventsourcing.secrets import redact
+from eventsourcing.wording import counted
 
 LogFormat = Literal["auto", "json", "text"]
 """`auto` is `text` on a terminal, `json` elsewhere."""
@@ -88,7 +89,8 @@ def spoken(error: BaseException) -> str:
     """
     if isinstance(error, HandlerError):
         cause = type(error.__cause__).__name__ if error.__cause__ is not None else "the record"
-        return f"{error.handler} failed on event {error.event_id} after {error.attempts} attempts: {cause}"
+        tried = counted(error.attempts, "attempt")
+        return f"{error.handler} failed on event {error.event_id} after {tried}: {cause}"
     return str(error) if isinstance(error, EventSourcingError) else type(error).__name__
 
 

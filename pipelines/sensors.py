@@ -21,6 +21,7 @@ from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.events import EventType, RecordedEvent
 from eventsourcing.process_models import MIGRATION
 from eventsourcing.query import EventQuery
+from eventsourcing.wording import counted
 from pipelines.config import (
     RedriveConfig,
     RollbackConfig,
@@ -111,7 +112,7 @@ def parked_aggregates(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     new = [entry for name, entry in failed.items() if known.get(name, "") < entry[2]][:BATCH]
     known = {name: moment for name, moment in known.items() if name in failed}
     known |= {f"{group}/{fingerprint}": moment for group, fingerprint, moment in new}
-    note = None if new else f"nothing new; {len(failed)} causes are known"
+    note = None if new else f"nothing new; {counted(len(failed), 'cause')} known"
     return dg.SensorResult(
         run_requests=[_preview(*entry) for entry in new], skip_reason=note, cursor=json.dumps(known)
     )

@@ -18,6 +18,7 @@ from api.cli.screen import console, table
 from eventsourcing.canonical import encode
 from eventsourcing.quarantine import FIELDS, quarantined
 from eventsourcing.store import EventStore
+from eventsourcing.wording import counted
 from pipelines.migration.errors import MigrationError
 
 app = typer.Typer(no_args_is_help=True, help="What a migration set aside.")
@@ -33,7 +34,7 @@ def list_quarantine(migration_id: Id) -> None:
     rows, count = asyncio.run(_first(migration_id))
     columns = ("entity", "source_key", "attempt", "stage", "rule", "column", "message")
     console.print(table("Quarantine", columns, [[row[name] for name in columns] for row in rows]))
-    console.print(f"{count:,} records are in quarantine.")
+    console.print(f"In quarantine: {counted(count, 'record')}.")
 
 
 @app.command("export")
@@ -48,7 +49,7 @@ def export_quarantine(
         raise MigrationError(f"{file.name!r} ends in neither .csv nor .jsonl")
     count = asyncio.run(_export(migration_id, file))
     if file is not None:
-        console.print(f"{count:,} records in {file}")
+        console.print(f"{counted(count, 'record')} in {file}")
 
 
 @app.command("retry")

@@ -20,6 +20,7 @@ from eventsourcing.rebuilds import RebuildProgress, Rebuilt, rebuild
 from eventsourcing.storage.base import Storage
 from eventsourcing.switching import describe_all, difference_rows, switch
 from eventsourcing.time_travel import AsOf, state_as_of, states_as_of
+from eventsourcing.wording import counted
 
 app = typer.Typer(no_args_is_help=True, help="Read models: list, rebuild, switch, look back in time.")
 
@@ -79,7 +80,7 @@ def rebuild_model(
     found = result.difference
     assert found is not None, "nobody asked it to stop"
     console.print(
-        f"{result.table}, up to position {result.position:,}: {found.same:,} rows as they are live, "
+        f"{result.table}, up to position {result.position:,}: {counted(found.same, 'row')} as live, "
         f"{found.changed:,} changed, {found.only_old:,} gone, {found.only_new:,} new"
         + ("; switched" if and_switch else "")
     )
@@ -112,7 +113,8 @@ def switch_model(name: Name, as_json: AsJson = False) -> None:
         return
     live = row["live"]
     console.print(
-        f"{live['table']} is live, {live['behind']:,} events behind; beside: {row['beside']['table']}"
+        f"{live['table']} is live, {counted(live['behind'], 'event')} behind; "
+        f"beside: {row['beside']['table']}"
     )
 
 

@@ -13,6 +13,7 @@ from eventsourcing.errors import ConfigurationError
 from eventsourcing.plugins import load_plugins
 from eventsourcing.schema_changes import accept, changes, refuse_breaking
 from eventsourcing.schemas import Schema, event_schemas, read_schemas, write_schemas
+from eventsourcing.wording import counted
 
 app = typer.Typer(no_args_is_help=True, help="JSON Schemas of the registered events, plugins included.")
 
@@ -24,7 +25,7 @@ def export_schemas(directory: Directory) -> None:
     """Write the schemas of the code into a directory, whatever stands there."""
     schemas = _of_the_code()
     write_schemas(directory, schemas)
-    console.print(f"{len(schemas)} schemas are in {directory}.")
+    console.print(f"{counted(len(schemas), 'schema')} in {directory}.")
 
 
 @app.command("check")

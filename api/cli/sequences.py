@@ -15,6 +15,7 @@ from eventsourcing.config import Settings
 from eventsourcing.plugins import load_plugins
 from eventsourcing.process_checks import ProcessSummary, check_process, check_processes
 from eventsourcing.process_models import process_model, process_models
+from eventsourcing.wording import counted
 
 app = typer.Typer(no_args_is_help=True, help="Process models, and the streams that broke them.")
 
@@ -84,7 +85,10 @@ def _show_all(summary: ProcessSummary, *, as_json: bool) -> None:
     if rows:
         shown = [tuple(_text(row[name]) for name in ("subject", *_TOLD)) for row in rows]
         console.print(table(f"What broke {summary.model}", ("subject", *_TOLD), shown))
-    console.print(f"{summary.subjects:,} subjects, {summary.events:,} events, {summary.broken:,} broken")
+    console.print(
+        f"{counted(summary.subjects, 'subject')}, {counted(summary.events, 'event')}, "
+        f"{summary.broken:,} broken"
+    )
 
 
 _TOLD = ("reason", "aggregate_id", "event_version", "position", "expected", "actual")

@@ -18,6 +18,7 @@ from confluent_kafka.cimpl import NewTopic
 from eventsourcing.config import EventBusConfig
 from eventsourcing.errors import ConfigurationError, UnavailableError
 from eventsourcing.transport.kafka_options import admin_options, reason
+from eventsourcing.wording import counted
 
 _log = logging.getLogger(__name__)
 
@@ -61,12 +62,13 @@ class KafkaTopics:
             count = found.get(topic)
             if count is None:
                 raise ConfigurationError(
-                    f"Kafka has no topic {topic}; make it with {self._config.kafka_partitions} partitions, "
-                    "or set ESM_KAFKA_PROVISIONING=create"
+                    f"Kafka has no topic {topic}; make it with "
+                    f"{counted(self._config.kafka_partitions, 'partition')}, or set "
+                    "ESM_KAFKA_PROVISIONING=create"
                 )
             if count != self._config.kafka_partitions:
                 raise ConfigurationError(
-                    f"Kafka's topic {topic} has {count} partitions, ESM_KAFKA_PARTITIONS is "
+                    f"Kafka's topic {topic} has {counted(count, 'partition')}, ESM_KAFKA_PARTITIONS is "
                     f"{self._config.kafka_partitions}; all topics must have the same number"
                 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from eventsourcing.wording import counted
 from pipelines.migration.context import RunContext
 from pipelines.migration.errors import MigrationError, VerificationError
 from pipelines.migration.manifest import StageOutcome
@@ -18,7 +19,9 @@ def complete(run: RunContext) -> StageOutcome:
         count = sum(
             item[kind] for item in verified["tables"].values() for kind in ("changed", "missing", "extra")
         )
-        raise VerificationError(f"the target differs from what was migrated in {count} rows", stage="verify")
+        raise VerificationError(
+            f"the target differs from what was migrated in {counted(count, 'row')}", stage="verify"
+        )
     entities = {name: _totals(run, name) for name in run.plan.entities}
     keys = ("in", *OUTCOMES, "quarantined", "filtered")
     statistics: dict[str, Any] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from eventsourcing.wording import counted
 from pipelines.migration.ahead import ahead
 from pipelines.migration.attempts import taken_in
 from pipelines.migration.chunks import remove_stage
@@ -62,7 +63,8 @@ def _extract_entity(run: RunContext, entity: EntityPlan, snapshot: Snapshot) -> 
         run.progress("extract", entity.name, done, total)
     if done != total:
         key = listed(entity.mapping.key)
-        reason = f"{total - done} rows of {entity.source.name!r} have no key {key!r}, or share one"
+        rows = counted(total - done, "row")
+        reason = f"{rows} of {entity.source.name!r} without a key {key!r}, or with one that another has"
         raise SourceError(reason, stage="extract")
     taken = total if wanted is None else wanted.len()
     return {"in": taken, "out": kept, "quarantined": taken - kept, "filtered": 0}

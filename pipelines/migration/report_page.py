@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from eventsourcing.wording import counted
 from pipelines.migration import report_plots as plots
 from pipelines.migration.buckets import COUNT
 
@@ -232,7 +233,7 @@ def _particulars(facts: Facts) -> str:
         ["correlation", facts["correlation_id"]],
     ]
     for one in facts["attempts"]:
-        said = f"{one['in']:,} records in, {one['quarantined']:,} left in quarantine"
+        said = f"{counted(one['in'], 'record')} in, {one['quarantined']:,} left in quarantine"
         rows.append([f"attempt {one['number']}", f"{said}, mapping {one['mapping_sha256']}"])
     for one in facts["conversions"]:
         said = f"{one['source_format']} → {one['target_format']}: {one['count']:,}"

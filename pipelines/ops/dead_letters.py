@@ -7,6 +7,7 @@ import dagster as dg
 from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.errors import EventSourcingError
 from eventsourcing.redrive import ParkedSelection, RedriveResult
+from eventsourcing.wording import counted
 from eventsourcing.worker import group_handlers
 from pipelines.config import RedriveConfig
 from pipelines.ops.reports import Metadata, value_metadata
@@ -33,7 +34,10 @@ async def redrive_dead_letters(
     watch = Watch(context)
 
     def should_stop(result: RedriveResult) -> bool:
-        watch.say(f"{result.letters} events, {result.released} aggregates released, {result.failed} failed")
+        watch.say(
+            f"{counted(result.letters, 'event')}, {counted(result.released, 'aggregate')} released, "
+            f"{result.failed} failed"
+        )
         return watch.stopping()
 
     parked = await queue.preview(selection)
@@ -56,7 +60,7 @@ async def redrive_dead_letters(
         {"events": result.letters, "released": result.released, "failed_again": result.failed}
     )
     if result.failed or result.stopped:
-        why = result.stopped or f"{result.failed} aggregates failed again"
+        why = result.stopped or f"{counted(result.failed, 'aggregate')} failed again"
         errors = value_metadata({"errors": result.errors})
         raise dg.Failure(why, metadata={**metadata, **numbers, **errors}, allow_retries=False)
     context.add_output_metadata({**metadata, **numbers})

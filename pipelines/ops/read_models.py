@@ -9,6 +9,7 @@ from eventsourcing.readmodels import read_model
 from eventsourcing.rebuilds import RebuildProgress, rebuild
 from eventsourcing.snapshots import list_snapshots, verify_snapshot
 from eventsourcing.switching import describe, difference_rows, switch
+from eventsourcing.wording import counted
 from pipelines.config import RebuildConfig, VerifySnapshotsConfig
 from pipelines.ops.reports import Metadata, plotted, result_metadata, rows_metadata, value_metadata
 from pipelines.plots import curve
@@ -88,7 +89,7 @@ async def hold_snapshots(
     told: Metadata = {**value_metadata(counts), **rows_metadata("differing", columns, broken[:SHOWN])}
     if broken:
         raise dg.Failure(
-            f"{len(broken)} snapshots are not what their events come to; the first is of "
+            f"{counted(len(broken), 'snapshot')} other than what the events come to; the first is of "
             f"{broken[0]['aggregate_id']!r}",
             metadata=told,
             allow_retries=False,

@@ -17,6 +17,7 @@ from eventsourcing.replay_runs import run_replay
 from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.shadows import forget_differences
 from eventsourcing.snapshots import newest_snapshot
+from eventsourcing.wording import counted
 from pipelines.config import ReplayConfig, SequenceConfig, SnapshotConfig, SnapshotsConfig
 from pipelines.ops.reports import Metadata, plotted, result_metadata, rows_metadata, value_metadata
 from pipelines.plots import Points, curve
@@ -54,7 +55,7 @@ async def replay_events(
     differing = differing_rows(row)
     if config.fail_on_difference and differing:
         raise dg.Failure(
-            f"the live views differ from the events in {differing} rows",
+            f"the live views differ from the events in {counted(differing, 'row')}",
             metadata=result_metadata(row),
             allow_retries=False,
         )

@@ -35,7 +35,7 @@ def test_the_blocks_lead_from_the_plan_to_the_target_as_it_was(tmp_path: Path, d
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout
     assert "Nothing stands in its way" in said
-    assert "2 records are in quarantine" in said
+    assert "In quarantine: 2 records." in said
     retried = said.partition("2 records in ")[2]
     assert re.search(r"accounts +│ +6 │ +5 │", retried), "the mended record arrived"
     assert "the target is what was migrated" in said

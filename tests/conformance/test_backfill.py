@@ -223,7 +223,7 @@ async def test_a_row_that_is_wrong_is_named_and_nothing_is_appended(
     [named] = error.faults
     assert named.startswith(f"row 2: {fault}")
     assert (error.count, error.rows) == (1, 3)
-    assert str(error).startswith("1 faults in 3 rows; nothing was appended\nrow 2: ")
+    assert str(error).startswith("1 fault in 3 rows; nothing was appended\nrow 2: ")
     async with store.storage.transaction() as states:
         assert await states.get(BACKFILLS, "history") is None
 

@@ -98,7 +98,7 @@ def test_from_the_plan_to_an_empty_target(terminal: Terminal) -> None:
     lines = [json.loads(line) for line in (terminal.folder / "out.jsonl").read_text().splitlines()]
     assert [row["source_key"] for row in rows] == [line["source_key"] for line in lines]
     assert len(rows) > 10
-    assert f"{len(rows):,} records are in quarantine" in listed.stdout
+    assert f"In quarantine: {len(rows):,} records." in listed.stdout
 
     mended = terminal.folder / "mended.yaml"
     mended.write_text(terminal.mapping.read_text().replace("on_missing: quarantine", "on_missing: 'null'"))

@@ -231,7 +231,7 @@ async def test_dead_letters(doctor: Doctor, store_url: str) -> None:
         async with store.storage.transaction() as transaction:
             await park(transaction, "mail", [DeadLetter(stored, failure)])
         _, found = await asyncio.to_thread(doctor)
-    assert found["dead letters"]["says"] == "1 events in mail wait for somebody to look"
+    assert found["dead letters"]["says"] == "1 event in mail to be looked at"
     assert "esm dlq list" in found["dead letters"]["cure"]
 
 

@@ -52,7 +52,7 @@ async def test_a_wrong_read_model_is_found_rebuilt_and_switched(esm: Esm, store_
     )
     told = esm("read-models", "rebuild", "user-migrations")
     assert told.returncode == 0, told.stderr
-    assert "4 rows as they are live, 1 changed, 0 gone, 0 new" in told.stdout
+    assert "4 rows as live, 1 changed, 0 gone, 0 new" in told.stdout
     assert "user-m-1-2" in told.stdout
     (row,) = lines(esm("read-models", "differences", "user-migrations"))
     assert (row["kind"], row["old"], row["new"]["username"]) == ("changed", {"username": "wrong"}, "user2")

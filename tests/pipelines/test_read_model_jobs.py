@@ -85,7 +85,7 @@ def test_the_nightly_replay_fails_where_the_live_views_differ(migrated: str, run
     assert "state_hashes" in whole["result"].value
     asyncio.run(_spoilt(None, f"user-{migrated}-3", username="wrong"))
     with failing(run_job("replay", config)) as (description, metadata):
-        assert description == "the live views differ from the events in 1 rows"
+        assert description == "the live views differ from the events in 1 row"
         assert metadata["result"].value["difference"][MODEL.name]["changed"] == 1
     config["ops"]["replay_events"]["config"]["fail_on_difference"] = False
     assert run_job("replay", config).success
