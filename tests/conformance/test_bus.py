@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
@@ -22,6 +22,7 @@ from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler, InMemoryNotifications, a_migration
 from eventsourcing.transport.kafka_delivery import GROUP_CHECKPOINTS
+from tests.waiting import until
 
 CONFIG = EventBusConfig(retry_attempts=2, retry_delay=0.001)
 
@@ -65,13 +66,6 @@ checkpointed = pytest.mark.parametrize("transported", ["store-in-memory", "store
 
 def user(number: int, name: str = "ann") -> UserMigratedEvent:
     return UserMigratedEvent(user_id=f"user-{number}", username=name, source_data={}, target_data={})
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that must happen."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - any condition, not one event
-            await asyncio.sleep(0.01)
 
 
 async def settled(handler: InMemoryHandler) -> int:

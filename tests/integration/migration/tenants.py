@@ -31,7 +31,7 @@ TABLES = ("tenants", "accounts", "account_roles", "services", "grants", "devices
 MAPPING = """\
 version: 1
 on_conflict: {policy}
-chunk: {{rows: 7}}
+chunk: {{rows: 12}}
 thresholds: {{max_quarantine_ratio: 0.5}}
 entities:
   tenants:
