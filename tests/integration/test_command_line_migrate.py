@@ -20,6 +20,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
+from tests.databases import execute
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -52,10 +53,7 @@ class Terminal:
         )
 
     def sql(self, statement: str) -> object:
-        engine = create_engine(self.target.replace("+asyncpg", "+psycopg2"), poolclass=NullPool)
-        with engine.begin() as connection:
-            result = connection.execute(text(statement))
-            return result.scalar() if result.returns_rows else None
+        return next((row[0] for row in execute(self.target, statement)), None)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
 from tests.api.service_process import running
-from tests.waiting import blocked_until
+from tests.waiting import blocked_until, until
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -99,9 +99,11 @@ def park(url: str, *, aggregates: int, rounds: int, group: str = "ledger") -> No
                             for number in range(aggregates)
                         ]
                     )
-                async with asyncio.timeout(60):
-                    while (await letters(store)) < aggregates * rounds:  # noqa: ASYNC110 - asks the store
-                        await asyncio.sleep(0.05)
+
+                async def given_up() -> bool:
+                    return await letters(store) >= aggregates * rounds
+
+                await until(given_up)
 
     asyncio.run(work())
 
@@ -172,15 +174,13 @@ def test_a_redrive_killed_again_and_again_ends_right(
         with subprocess.Popen(
             command, env={**environment, "SLOW": "0.02"}, cwd=tmp_path, stdout=subprocess.DEVNULL
         ) as redriving:
-            blocked_until(
-                lambda kill=kill: ledger.exists() and len(ledger.read_text().splitlines()) >= 15 * kill
-            )  # type: ignore[misc]  # bound here
+            blocked_until(lambda least=15 * kill: len(written(ledger)) >= least)  # type: ignore[misc]  # bound here
             redriving.kill()
 
     assert esm("dlq", "redrive", "ledger", "--all", "--why", "fixed").returncode == 0
 
     handled: dict[str, list[int]] = {}
-    for line in ledger.read_text().splitlines():
+    for line in written(ledger):
         aggregate_id, version = line.split()
         handled.setdefault(aggregate_id, []).append(int(version))
     assert len(handled) == aggregates
@@ -188,6 +188,11 @@ def test_a_redrive_killed_again_and_again_ends_right(
         assert sorted(set(versions)) == list(range(1, rounds + 1)), "nothing is lost"
         assert versions == sorted(versions), "a repeated event is repeated at once, and nothing overtakes"
         assert len(versions) <= rounds + 3, "a kill repeats one event of an aggregate at most"
+
+
+def written(ledger: Path) -> list[str]:
+    """What the handler wrote down of each event."""
+    return ledger.read_text().splitlines() if ledger.exists() else []
 
 
 def test_the_commands_of_the_guide_run(esm: Esm, store_url: str, tmp_path: Path) -> None:
