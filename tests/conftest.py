@@ -27,6 +27,10 @@ from tests.servers import NEWEST, server_of, unavailable
 GIVEN_KAFKA = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
 """A broker that the environment names is used instead of one of our own."""
 
+HERE = Path(__file__).parent
+LONGEST_FIRST = ("deployment", "integration", "faults", "api", "pipelines", "acceptance", "conformance")
+"""Folders by how long their files take: whole systems before parts of them."""
+
 REQUIRE_ALL = os.environ.get("REQUIRE_BACKENDS") == "all"
 
 
@@ -44,6 +48,18 @@ def pytest_configure() -> None:
     for name in list(os.environ):
         if name.startswith("ESM_") or name in ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "LOG_LEVEL"):
             del os.environ[name]  # a developer's settings must not reach the tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first, or one process would end with them while the others are idle.
+
+    Within a folder the order stays as it is: random.
+    """
+    items.sort(key=lambda item: _rank(item.path.relative_to(HERE).parts[0]))
+
+
+def _rank(folder: str) -> int:
+    return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 @pytest.fixture(scope="session")

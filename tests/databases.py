@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 from sqlalchemy import Connection, create_engine, text
@@ -84,6 +84,14 @@ class Databases:
             self._connected[database] = connection
         for statement in statements:
             self._connected[database].execute(text(statement))
+
+
+def execute(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """Run one statement on a database as somebody else would; its rows, if it has any."""
+    engine = create_engine(url.replace("+asyncpg", "+psycopg2"), poolclass=NullPool)
+    with engine.begin() as connection:
+        result = connection.execute(text(statement))
+        return [tuple(row) for row in result] if result.returns_rows else []
 
 
 @contextmanager

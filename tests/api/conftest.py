@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from api import event_service, replay_service
 from api.jobs import RESULTS
 from api.launcher import REQUEST
 from eventsourcing import (
+    BaseEvent,
     DeadLetterQueue,
     EventSourcingError,
     EventStore,
     NotFoundError,
     ParkedSelection,
+    RecordedEvent,
     Settings,
 )
 from eventsourcing.process_checks import check_process
@@ -174,6 +176,12 @@ async def stored(service_database: str) -> AsyncIterator[EventStore]:
 def unique() -> str:
     """An id of this test's own."""
     return f"migration-{uuid4().hex[:12]}"
+
+
+async def append(database: str, events: Sequence[BaseEvent]) -> list[RecordedEvent]:
+    """Append to the store of a database, as a process beside the services would."""
+    async with EventStore(storage=PostgresStorage(database, pool_size=2)) as store:
+        return await store.append_events(events)
 
 
 def a_body(aggregate_id: str, /, **changes: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from tests.api.conftest import ROOT
+from tests.api.service_process import ServiceProcess
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
@@ -36,13 +37,15 @@ def forms(short: int) -> pytest.MarkDecorator:
     )
 
 
-def hold_against_document(url: str, directory: Path, *, examples: int) -> None:
-    """Require that nothing schemathesis sends gets a 5xx, an undocumented status or another body.
+def hold_against_document(service: ServiceProcess, directory: Path, *, examples: int) -> None:
+    """Require that the service is up after all that schemathesis sends, and that no answer is a 5xx, has an
+    undocumented status or another body.
 
     `examples` are sent at least, all in all; each operation gets its share. Progress and the counts of
     answers by phase and status are printed. One worker: with two threads CPython 3.11's parser miscounts its
     depth, and schemathesis ends with a SystemError (python/cpython#106905).
     """
+    url = service.url
     paths = httpx2.get(f"{url}/openapi.json").json()["paths"]
     operations = sum(len(methods) for path, methods in paths.items() if path != ENDLESS)
     done = subprocess.run(
@@ -79,3 +82,4 @@ def hold_against_document(url: str, directory: Path, *, examples: int) -> None:
     assert done.returncode == 0, "schemathesis says above what it found"
     assert answers.total() >= examples
     assert {what.partition(" ")[0] for what in answers} == set(PHASES)
+    assert service.is_up()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import httpx2
@@ -26,6 +25,7 @@ from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
 from tests.api.callers import bearer, guarded, key_for
 from tests.api.conftest import InlineLauncher, assert_problem, serving
+from tests.waiting import until
 
 CANARY = "Ada-Canary"
 ALL = {"consumer_group": "accounts", "everything": True, "reason": "names may be empty now"}
@@ -63,10 +63,12 @@ async def store(store_url: str, accounts: Accounts) -> AsyncIterator[EventStore]
         async with bus:
             for name in (CANARY, "behind"):
                 await made.append_events([user(number, name) for number in range(3)])
-            async with asyncio.timeout(30):
-                while await letters(made) < 12:  # noqa: ASYNC110 - asks the store
-                    await asyncio.sleep(0.02)
+            await until(lambda: has_letters(made, 12))
         yield made
+
+
+async def has_letters(store: EventStore, count: int) -> bool:
+    return await letters(store) >= count
 
 
 def user(number: int, name: str) -> UserMigratedEvent:

@@ -19,14 +19,13 @@ from uuid import UUID
 import pytest
 import xxhash
 import yaml
-from sqlalchemy import create_engine, text
-from sqlalchemy.pool import NullPool
 
 from api import event_service
 from eventsourcing import Settings
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
 from tests.api.conftest import serving
-from tests.api.test_migrations import ended, eventually
+from tests.api.test_migrations import ended, eventually, on_target
+from tests.databases import execute
 
 KEY = "c0ffee00c0ffee00c0ffee00c0ffee42"
 BAD_KEY = "canary-malformed-key"
@@ -64,13 +63,11 @@ def left_on_disk(folder: Path) -> Iterator[tuple[str, str]]:
 
 def left_in_database(url: str) -> Iterator[tuple[str, str]]:
     """Every row of every table, as text."""
-    engine = create_engine(url.replace("+asyncpg", "+psycopg2"), poolclass=NullPool)
-    with engine.connect() as connection:
-        names = connection.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
-        assert names
-        for name in names:
-            for (row,) in connection.execute(text(f'SELECT t::text FROM "{name}" t')):
-                yield name, row
+    names = execute(url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    assert names
+    for (name,) in names:
+        for (row,) in execute(url, f'SELECT t::text FROM "{name}" t'):
+            yield name, row
 
 
 def with_password(url: str, password: str) -> str:
@@ -101,19 +98,11 @@ def settings(new_database: Callable[[], str], tmp_path: Path) -> Settings:
     )
 
 
-def execute(settings: Settings, statement: str) -> None:
-    assert settings.connections_file is not None
-    url = yaml.safe_load(settings.connections_file.read_text())["targets"]["successor"]
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(text(statement))
-
-
 async def test_no_planted_secret_is_found_in_anything_that_is_left(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    execute(
+    on_target(
         settings, f"ALTER TABLE admins ADD CONSTRAINT refused CHECK (hashed_password <> '{REFUSED_HASH}')"
     )
     answers: list[tuple[str, str]] = []
@@ -131,7 +120,7 @@ async def test_no_planted_secret_is_found_in_anything_that_is_left(
         await call("POST", "/migrations", json={**names, "migration_id": "m-1"})
         row = await ended(client, "m-1")
         assert row["status"] == "completed", row
-        execute(settings, f"UPDATE admins SET hashed_password = '{PLAIN}' WHERE id = 1")
+        on_target(settings, f"UPDATE admins SET hashed_password = '{PLAIN}' WHERE id = 1")
         await call("POST", "/migrations/m-1/verify")
         assert await eventually(client, "m-1", "verified") is False
         quarantine = (await call("GET", "/migrations/m-1/quarantine"))["quarantine"]

@@ -12,8 +12,6 @@ import httpx2
 import pytest
 import pytest_asyncio
 import yaml
-from sqlalchemy import create_engine, text
-from sqlalchemy.pool import NullPool
 
 from api import event_service
 from api.migration_jobs import start_migration
@@ -26,6 +24,7 @@ from pipelines.migration.legacy_panel import create_target_schema, generate_lega
 from resources.migration_journal import MigrationJournal
 from tests.api.conftest import assert_problem, serving
 from tests.api.recorder import Recorder
+from tests.databases import execute
 
 MENDED = mapping_path().read_text().replace("on_missing: quarantine", "on_missing: 'null'")
 PASSWORD = "canary-connection-password"
@@ -292,7 +291,7 @@ async def test_a_migration_from_its_plan_to_its_rollback(
         assert retried["quarantined"] < row["quarantined"]
         assert retried["mapping"] == "mended"
 
-        damage(settings, "UPDATE users SET note = 'damaged' WHERE id = (SELECT max(id) FROM users)")
+        on_target(settings, "UPDATE users SET note = 'damaged' WHERE id = (SELECT max(id) FROM users)")
         assert (await client.post("/migrations/panel-1/verify")).status_code == 202
         assert await eventually(client, "panel-1", "verified") is False
 
@@ -316,7 +315,7 @@ async def test_a_running_migration_is_stopped_in_order_and_goes_on(
 ) -> None:
     target = new_database().replace("+asyncpg", "+psycopg2")
     create_target_schema(target)
-    tiny = (place.data_dir / "mappings" / "panel.yaml").read_text().replace("rows: 50", "rows: 2")
+    tiny = (place.data_dir / "mappings" / "panel.yaml").read_text().replace("rows: 50", "rows: 4")
     (place.data_dir / "mappings" / "tiny.yaml").write_text(tiny)
     changes = {"database_url": new_database(), "target_database_url": target}
     async with serving(event_service.create_app(place.model_copy(update=changes))) as client:
@@ -356,9 +355,8 @@ async def eventually(client: httpx2.AsyncClient, migration_id: str, field: str) 
     raise AssertionError(field)
 
 
-def damage(settings: Settings, statement: str) -> None:
+def on_target(settings: Settings, statement: str) -> None:
+    """Run a statement on the target that these settings name."""
     assert settings.connections_file is not None
     url = yaml.safe_load(settings.connections_file.read_text())["targets"]["successor"]
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(text(statement))
+    execute(url, statement)

@@ -17,6 +17,7 @@ from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
 from tests.api.conftest import InlineLauncher, assert_problem, serving
+from tests.waiting import BOUND_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -81,7 +82,7 @@ async def test_a_wrong_read_model_is_rebuilt_compared_switched_and_switched_back
 
 async def ready(client: httpx2.AsyncClient, name: str) -> dict[str, Any]:
     """The read model once it is rebuilt."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         while True:
             row: dict[str, Any] = (await client.get(f"/read-models/{name}")).json()
             if (row["beside"] or {}).get("state") == "ready":

@@ -13,11 +13,9 @@ import pytest_asyncio
 from rich.console import Console
 from rich.table import Table
 
-from eventsourcing import EventStore
 from eventsourcing.storage.embedded import EmbeddedPostgres
-from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
-from tests.api.conftest import Start, free_port
+from tests.api.conftest import Start, append, free_port
 from tests.api.test_processes import ready
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
@@ -51,8 +49,7 @@ async def service(
     names = (f"calls_{uuid4().hex}", f"dagster_{uuid4().hex}")
     for name in names:
         postgres_server.ensure_database(name)
-    async with EventStore(storage=PostgresStorage(postgres_server.url(names[0]), pool_size=2)) as store:
-        await store.append_events(a_migration("m-1"))
+    await append(postgres_server.url(names[0]), a_migration("m-1"))
     port = free_port()
     process = start(
         "api.replay_service",

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from eventsourcing import EventStore
-from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
+from tests.api.conftest import append
 from tests.api.document import forms, hold_against_document
 from tests.api.service_process import running
 
@@ -19,12 +18,6 @@ def test_no_call_is_answered_otherwise_than_documented(
 ) -> None:
     """No 5xx, and no status, media type or body that the document does not have."""
     database = new_database()
-    asyncio.run(_fill(database))
+    asyncio.run(append(database, a_migration("known")))
     with running(database, module="tests.api.inline_replay_service") as service:
-        hold_against_document(service.url, tmp_path, examples=examples)
-        assert service.is_up()
-
-
-async def _fill(database: str) -> None:
-    async with EventStore(storage=PostgresStorage(database, pool_size=2)) as store:
-        await store.append_events(a_migration("known"))
+        hold_against_document(service, tmp_path, examples=examples)

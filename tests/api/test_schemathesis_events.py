@@ -26,8 +26,7 @@ def test_the_event_service_keeps_to_its_document(
     settings, database = connections(tmp_path, target=new_database()), new_database()
     asyncio.run(give_up(database))
     with running(database, **settings) as service:
-        hold_against_document(service.url, tmp_path, examples=examples)
-        assert service.is_up()
+        hold_against_document(service, tmp_path, examples=examples)
 
 
 async def give_up(database: str) -> None:

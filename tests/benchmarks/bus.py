@@ -20,7 +20,8 @@ from eventsourcing.transport.kafka_message import encode_message
 from eventsourcing.transport.kafka_options import producer_options
 from tests.benchmarks.measure import Report, bench_server, bench_store, compared, conditions, percentiles
 from tests.conftest import own_broker
-from tests.integration.kafka.lab import relayed, until
+from tests.integration.kafka.lab import relayed
+from tests.waiting import until
 
 EVENTS = 30_000
 PACED, RATE = 1_000, 200

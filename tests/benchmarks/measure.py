@@ -143,10 +143,3 @@ async def conditions(storage: PostgresStorage) -> str:
 def plain_url(url: str) -> str:
     """The URL as drivers without SQLAlchemy read it."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-
-
-def peak_memory_mb() -> float:
-    """The peak of this process since its program began. What getrusage tells of a child may be its
-    parent's peak: it outlives the change of the program."""
-    status = Path("/proc/self/status").read_text("utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

@@ -14,8 +14,9 @@ from eventsourcing.replay_runs import run_replay
 from eventsourcing.replays import ReplayJournal, ReplayRequest
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
-from tests.benchmarks.measure import Report, bench_server, bench_store, peak_memory_mb
+from tests.benchmarks.measure import Report, bench_server, bench_store
 from tests.benchmarks.store import frame
+from tests.peak import peak_memory_mb
 
 COUNT = 5_000_000
 REPLAYED = 1_000_000

@@ -32,7 +32,7 @@ from eventsourcing.bootstrap import collect_rarely, return_buffers
 from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.storage.upgrades import upgrade
 from pipelines.migration import Migration, Progress, parse_mapping
-from tests.benchmarks.measure import peak_memory_mb
+from tests.peak import peak_memory_mb
 
 STAGES = ("extract", "transform", "validate", "load", "verify")
 MAPPING = """\

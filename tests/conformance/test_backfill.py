@@ -28,6 +28,7 @@ from eventsourcing.storage.memory import InMemoryStorage
 from eventsourcing.testing import InMemoryHandler
 from tests.factories import NOON, draft
 from tests.seats import own_registry, release
+from tests.waiting import until
 
 __all__ = ["own_registry"]
 
@@ -320,9 +321,7 @@ async def test_nobody_outside_is_told_of_history(store: EventStore) -> None:
         await bus.subscribe([], inside, consumer_group="inside")
         await store.backfill([user(1), user(2)], name="history")
         await store.append_events(as_drafts([user(3)]))
-        async with asyncio.timeout(20):
-            while len(inside.events) < 3 or not outside.events:  # noqa: ASYNC110 - two handlers to wait for
-                await asyncio.sleep(0.01)
+        await until(lambda: len(inside.events) == 3 and bool(outside.events))
     assert [event.aggregate_id for event in outside.events] == ["user-3"]
     assert {event.aggregate_id for event in inside.events} == {"user-1", "user-2", "user-3"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
@@ -22,6 +22,7 @@ from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler, InMemoryNotifications, a_migration
 from eventsourcing.transport.kafka_delivery import GROUP_CHECKPOINTS
+from tests.waiting import until
 
 CONFIG = EventBusConfig(retry_attempts=2, retry_delay=0.001)
 
@@ -65,13 +66,6 @@ checkpointed = pytest.mark.parametrize("transported", ["store-in-memory", "store
 
 def user(number: int, name: str = "ann") -> UserMigratedEvent:
     return UserMigratedEvent(user_id=f"user-{number}", username=name, source_data={}, target_data={})
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that must happen."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - any condition, not one event
-            await asyncio.sleep(0.01)
 
 
 async def settled(handler: InMemoryHandler) -> int:
@@ -151,10 +145,10 @@ async def test_a_poisoned_event_parks_its_aggregate_and_no_other(transported: Tr
     async with bus:
         await bus.publish_batch([user(1), user(1, "poison"), user(1, "behind"), user(2)])
         await until(lambda: len(handler.events) == 2)
-        await settled(handler)  # what comes now comes to an aggregate that is parked already
+        await until(lambda: are_parked(transported, 2))  # what comes now comes to a parked aggregate
         await bus.publish_batch([user(1, "later"), user(2, "later")])
         await until(lambda: len(handler.events) == 3)
-        await settled(handler)
+        await until(lambda: are_parked(transported, 3))
 
     letters = await dead_letters(transported.store.storage, "all")
     assert [(letter["status"], letter["event"]["data"]["username"]) for letter in letters] == [
@@ -180,6 +174,10 @@ async def test_an_outage_parks_nothing_and_delivery_goes_on_after_it(transported
 
     assert await dead_letters(transported.store.storage, "all") == []
     assert set(versions(handler.events)) == {"user-1", "user-2"}
+
+
+async def are_parked(transported: Transported, count: int) -> bool:
+    return len(await dead_letters(transported.store.storage, "all")) >= count
 
 
 @over_the_store
@@ -221,7 +219,7 @@ async def test_a_group_goes_on_at_its_checkpoint_after_a_restart(transported: Tr
         await bus.subscribe([], handler, consumer_group="all")
         async with bus:
             await bus.publish(user(1, name))
-            await until(lambda taken=handler: len(taken.events) == 1)  # type: ignore[misc]  # bound here
+            await until(lambda taken=handler: len(taken.events) == 1)
             await asyncio.sleep(0.1)
 
     assert second.events[0].data["username"] == "after"
@@ -235,7 +233,7 @@ async def test_a_lost_checkpoint_is_noticed_as_a_repetition(transported: Transpo
         await bus.subscribe([], handler, consumer_group="all")
         async with bus:
             await bus.publish(MigrationStartedEvent(migration_id="m", source_config={}, target_config={}))
-            await until(lambda least=round_: handler.calls >= least)  # type: ignore[misc]  # bound here
+            await until(lambda least=round_: handler.calls >= least)
             await settled(handler)
         await lose_checkpoints(transported.store.storage)
 

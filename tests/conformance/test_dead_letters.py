@@ -28,8 +28,8 @@ from eventsourcing.testing import InMemoryHandler
 from eventsourcing.transport.base import Subscription
 from eventsourcing.transport.memory import InMemoryTransport
 from eventsourcing.upcasting import Lineage
-from tests.conformance.test_bus import CONFIG, Transported, settled, transported, until, user, versions
-from tests.conformance.waiting import eventually
+from tests.conformance.test_bus import CONFIG, Transported, settled, transported, user, versions
+from tests.waiting import until
 
 __all__ = ["transported"]
 
@@ -63,7 +63,7 @@ async def quiet(transported: Transported, handler: InMemoryHandler, count: int) 
     async def all_there() -> bool:
         return len(handler.events) + await letters(transported) >= count
 
-    await eventually(all_there)
+    await until(all_there)
 
 
 async def letters(transported: Transported) -> int:

@@ -21,11 +21,10 @@ from tests.conformance.test_bus import (
     over_the_store,
     settled,
     transported,
-    until,
     user,
     versions,
 )
-from tests.conformance.waiting import eventually
+from tests.waiting import until
 
 __all__ = ["transported"]
 
@@ -61,7 +60,7 @@ async def reached(store: EventStore, position: int) -> None:
     async def there() -> bool:
         return (await checkpoint(store)).get("position") == position
 
-    await eventually(there)
+    await until(there)
 
 
 async def parked(store: EventStore) -> bool:
@@ -192,7 +191,7 @@ async def test_a_handler_that_does_not_come_back_is_given_up(transported: Transp
     await bus.subscribe([], handler, consumer_group="all")
     async with bus:
         await bus.publish_batch([user(0), user(1)])
-        await eventually(lambda: parked(transported.store))
+        await until(lambda: parked(transported.store))
 
     found = await dead_letters(transported.store.storage, "all")
     assert found[0]["attempts"] == 2

@@ -11,12 +11,13 @@ import pytest
 from eventsourcing import CursorAheadError, EventQuery, EventStore
 from eventsourcing.tail import Slice
 from tests.factories import draft, drafts
+from tests.waiting import BOUND_S
 
 
 async def until(slices: AsyncIterator[Slice], position: int) -> list[Slice]:
     """The slices up to the one that reaches the position."""
     taken: list[Slice] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         while not taken or taken[-1].position < position:
             taken.append(await anext(slices))
     return taken
@@ -60,7 +61,7 @@ async def test_a_reader_that_waits_is_woken_by_an_append(store: EventStore) -> N
     await asyncio.sleep(0.05)
     assert not waiting.done()
     stored = await store.append_event(draft())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         assert (await waiting).events == [stored]
 
 
@@ -102,7 +103,7 @@ async def test_several_readers_each_get_everything(store: EventStore) -> None:
 
     readers = [asyncio.ensure_future(read()) for _ in range(4)]
     positions = [(await store.append_event(draft(f"order-{n}"))).position for n in range(20)]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         assert await asyncio.gather(*readers) == [positions] * 4
 
 
@@ -121,6 +122,6 @@ async def test_a_reader_of_a_store_restored_to_an_earlier_state_is_told(
     await anext(slices)
     await administrator.execute("ALTER TABLE events DISABLE TRIGGER USER; TRUNCATE events")
     await administrator.execute("ALTER SEQUENCE event_positions RESTART; SELECT nextval('event_positions')")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         with pytest.raises(CursorAheadError):
             await anext(slices)

@@ -24,8 +24,8 @@ from eventsourcing.storage.postgres import PostgresStorage
 from tests.conformance.conftest import Connect
 from tests.conformance.history import Verdict
 from tests.conformance.traffic import TYPES, follow_reader, observe, paging_reader, write_raw
-from tests.conformance.waiting import eventually
 from tests.factories import draft
+from tests.waiting import until
 
 STARTED = datetime(2024, 1, 1, tzinfo=UTC)
 NAME = "at once"
@@ -84,7 +84,7 @@ async def held_pid(connect: Connect) -> int:
         found[:] = [row["pid"] for row in await connection.fetch(COPYING)]
         return bool(found)
 
-    await eventually(waits)
+    await until(waits)
     return found[0]
 
 
@@ -92,7 +92,7 @@ async def second_chunk_committed(store: EventStore) -> None:
     async def there() -> bool:
         return len(await stored(store)) == CHUNK
 
-    await eventually(there)
+    await until(there)
 
 
 async def test_the_second_chunk_does_not_wait_for_the_first_and_no_reader_passes_it(

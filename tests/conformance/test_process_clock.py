@@ -17,6 +17,7 @@ from eventsourcing.process_clock import DEADLINES, DUE, OVERDUE, ProcessClock
 from eventsourcing.process_models import ProcessModel, _models, register_process, sequence, within
 from eventsourcing.worker import run_worker
 from tests.conformance.test_process_checks import ORDER, START, an_event, orders
+from tests.waiting import until
 
 
 async def told(store: EventStore) -> list[dict[str, Any]]:
@@ -111,10 +112,12 @@ async def test_a_worker_tells_within_a_tick_what_did_not_come(
         data={},
     )
     await store.append_event(sent)
+
+    async def is_told() -> bool:
+        return bool(await told(store))
+
     try:
-        async with asyncio.timeout(30):
-            while not await told(store):  # noqa: ASYNC110 - asks the store
-                await asyncio.sleep(0.05)
+        await until(is_told)
     finally:
         stop.set()
         await worker

@@ -23,8 +23,8 @@ from eventsourcing.storage.tallies import TallyQuery
 from eventsourcing.testing import a_migration
 from eventsourcing.upcasting import Lineage
 from eventsourcing.upkeep import keep_up
-from tests.conformance.waiting import eventually
 from tests.factories import NOON, draft
+from tests.waiting import until
 
 ODD_VALUES: list[Any] = [
     None,
@@ -183,7 +183,7 @@ async def test_a_read_model_keeps_up_with_what_comes(store: EventStore) -> None:
         for number in range(5):
             await store.append_events(a_migration(f"m-{number}"))
             head = await store.horizon()
-            await eventually(lambda head=head: level(store, head))  # type: ignore[misc]  # bound here
+            await until(lambda head=head: level(store, head))
     finally:
         for task in keeping:
             task.cancel()

@@ -33,7 +33,7 @@ from eventsourcing.storage.base import CHECKPOINTS, Storage
 from eventsourcing.switching import describe, difference_rows, switch
 from eventsourcing.testing import a_migration
 from eventsourcing.upkeep import keep_up
-from tests.conformance.waiting import eventually
+from tests.waiting import until
 
 USERS = 40
 
@@ -349,7 +349,7 @@ async def test_a_worker_brings_a_newer_fold_to_life_once_and_never_an_older_one(
 
     keeping = [asyncio.create_task(keep_up(wrong.storage, model)) for model in (NEW, OLD)]
     try:
-        await eventually(lambda: is_at(2))
+        await until(lambda: is_at(2))
         assert await read(wrong, NEW) == await folded(wrong, NEW)
         await switch(wrong.storage, NEW)
         await asyncio.sleep(0.3)
@@ -359,7 +359,7 @@ async def test_a_worker_brings_a_newer_fold_to_life_once_and_never_an_older_one(
         async def reached() -> bool:
             return await OLD.position(wrong.storage) == USERS + 2
 
-        await eventually(reached)
+        await until(reached)
     finally:
         for task in keeping:
             task.cancel()

@@ -13,7 +13,7 @@ from eventsourcing.events import new_event_id
 from eventsourcing.storage.base import StateTable, StateTransaction, purge_all
 from eventsourcing.storage.postgres_states import COPY_FROM
 from eventsourcing.storage.statements import statements
-from tests.conformance.waiting import eventually
+from tests.waiting import until
 
 PURGE_WAITS = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
                  AND query LIKE '%DELETE FROM states%' AND wait_event_type = 'Lock'"""
@@ -236,7 +236,7 @@ async def test_what_is_set_again_while_a_purge_waits_for_it_is_spared(
     async with postgres.storage.transaction() as states:
         await states.put(ONE, "k", 1)
         purging = asyncio.create_task(purge_all(postgres.storage, ONE, older_than_s=3600))
-        await eventually(waits)
+        await until(waits)
     assert await purging == 0
     assert await keys(postgres) == ["k"]
 

@@ -23,9 +23,9 @@ from eventsourcing.query import EventQuery
 from eventsourcing.storage.base import CHECKPOINTS
 from eventsourcing.testing import InMemoryHandler
 from eventsourcing.unreadable import Batch, read_past_faults
-from tests.conformance.waiting import eventually
 from tests.factories import draft
 from tests.seats import TYPE, own_registry, release
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 __all__ = ["own_registry"]
@@ -74,10 +74,10 @@ async def test_a_consumer_group_parks_its_aggregate_and_flows_on(spoilt: EventSt
     handler = InMemoryHandler()
     async with EventBus(QUICK, store=spoilt) as bus:
         await bus.subscribe([], handler, consumer_group="seats")
-        await eventually(lambda: came(handler, {("seat-1", 1), ("seat-2", 1), ("seat-3", 1), ("order-1", 1)}))
+        await until(lambda: came(handler, {("seat-1", 1), ("seat-2", 1), ("seat-3", 1), ("order-1", 1)}))
         await spoilt.append_event(draft("seat-1", "order.placed"))
-        await eventually(lambda: came(handler, {("seat-1", 2)}))
-        await eventually(lambda: reached(spoilt, 7))
+        await until(lambda: came(handler, {("seat-1", 2)}))
+        await until(lambda: reached(spoilt, 7))
     queue = DeadLetterQueue(spoilt, QUICK)
     letters = await queue.letters("seats", "seat-2")
     assert [(row["event"]["event_version"], row["status"]) for row in letters] == [

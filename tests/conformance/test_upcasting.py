@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -28,6 +27,7 @@ from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
 from tests.factories import NOON, draft, same, unused_id
 from tests.seats import TYPE, own_registry, release
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 __all__ = ["own_registry"]
@@ -81,9 +81,7 @@ async def delivered(store: EventStore) -> list[RecordedEvent]:
     handler = InMemoryHandler()
     async with EventBus(EventBusConfig(), store=store) as bus:
         await bus.subscribe([TYPE], handler, consumer_group="seats")
-        async with asyncio.timeout(20):
-            while not handler.events:  # noqa: ASYNC110 - the handler has no event to wait for
-                await asyncio.sleep(0.01)
+        await until(lambda: bool(handler.events))
     return [event for event in handler.events if isinstance(event, RecordedEvent)]
 
 

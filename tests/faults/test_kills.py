@@ -21,9 +21,9 @@ from eventsourcing import CursorAheadError, EventStore, UnavailableError
 from eventsourcing.storage.postgres import PostgresStorage
 from tests.conformance.history import Reading, Verdict, judge
 from tests.conformance.traffic import entry_of
-from tests.faults.waiting import BOUND_S, until
 from tests.faults.workload import BATCH, EARLY_ANSWERS, NEW_IDS, WRITERS, batch_of
 from tests.servers import NEWEST, Server, new_database, server_of
+from tests.waiting import BOUND_S, until
 
 ENOUGH = 20
 """How many answers make a load, before and after a kill."""

@@ -22,8 +22,8 @@ from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.storage.postgres_append import COPY_FROM
 from tests.factories import draft
 from tests.faults.proxy import Link, Proxy
-from tests.faults.waiting import once_available
 from tests.servers import NEWEST
+from tests.waiting import once_available
 
 pytestmark = pytest.mark.parametrize("server", [NEWEST], indirect=True)
 """What the client does is the same on every version."""

@@ -23,8 +23,8 @@ from tests.conformance.history import Reading, judge
 from tests.conformance.traffic import entry_of, write_through_store
 from tests.factories import draft, drafts
 from tests.faults.proxy import proxy_to
-from tests.faults.waiting import once_available, until
 from tests.servers import NEWEST, Server, as_server, copy_of, server_of
+from tests.waiting import once_available, until
 
 ROOT = Path(__file__).parents[2]
 KEPT, LOST = 10, 5

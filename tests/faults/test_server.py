@@ -21,8 +21,8 @@ from eventsourcing.storage.base import CHECKPOINTS
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.storage.postgres_append import COPY_FROM
 from tests.factories import draft, drafts
-from tests.faults.waiting import forever, once_available, until
 from tests.servers import Server, own
+from tests.waiting import forever, once_available, until
 
 LIMIT_S = 0.5
 RAISES = """

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 
 from eventsourcing.testing import a_migration
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
+from tests.waiting import blocked_until
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -250,24 +250,17 @@ def healthy(port: str) -> bool:
         return False
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
-
-
 def test_everything_comes_up_survives_a_kill_and_stops_at_sigterm(
     up: subprocess.Popen[str], ports: dict[str, str], tmp_path: Path
 ) -> None:
     log = tmp_path / "up.log"
-    until(lambda: "Ready." in log.read_text())
+    blocked_until(lambda: "Ready." in log.read_text())
     below = psutil.Process(up.pid).children(recursive=True)
     service = next(child for child in below if "api.event_service" in " ".join(child.cmdline()))
 
     service.kill()
-    until(lambda: not runs(service))
-    until(lambda: healthy(ports["ESM_EVENT_SERVICE_PORT"]))
+    blocked_until(lambda: not runs(service))
+    blocked_until(lambda: healthy(ports["ESM_EVENT_SERVICE_PORT"]))
     up.send_signal(signal.SIGTERM)
 
     assert up.wait(60) == 0, log.read_text()

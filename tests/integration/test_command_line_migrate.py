@@ -20,6 +20,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
+from tests.databases import execute
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -52,19 +53,23 @@ class Terminal:
         )
 
     def sql(self, statement: str) -> object:
-        engine = create_engine(self.target.replace("+asyncpg", "+psycopg2"), poolclass=NullPool)
-        with engine.begin() as connection:
-            result = connection.execute(text(statement))
-            return result.scalar() if result.returns_rows else None
+        return next((row[0] for row in execute(self.target, statement)), None)
 
 
 @pytest.fixture
 def terminal(tmp_path: Path, database_url: str, new_database: Callable[[], str]) -> Terminal:
     made = Terminal(tmp_path, database_url, new_database())
     generate_legacy_panel(made.source, users=400)
-    made.mapping.write_text(mapping_path().read_text().replace("rows: 1000", "rows: 20"))
+    made.mapping.write_text(mapping_path().read_text().replace("rows: 1000", "rows: 100"))
     create_target_schema(made.target)
     return made
+
+
+@pytest.fixture
+def slow_terminal(terminal: Terminal) -> Terminal:
+    """The same in so many chunks that a run can be interrupted on its way."""
+    terminal.mapping.write_text(mapping_path().read_text().replace("rows: 1000", "rows: 20"))
+    return terminal
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
@@ -139,22 +144,22 @@ def started(terminal: Terminal, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_ctrl_c_stops_in_order_and_leaves_a_run_that_goes_on(terminal: Terminal) -> None:
-    process = started(terminal, *terminal.over("run", "--id", "m-1"))
+def test_ctrl_c_stops_in_order_and_leaves_a_run_that_goes_on(slow_terminal: Terminal) -> None:
+    process = started(slow_terminal, *slow_terminal.over("run", "--id", "m-1"))
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
     assert "it can be resumed" in out
-    assert terminal.sql("SELECT status FROM mig_run") == "cancelled"
+    assert slow_terminal.sql("SELECT status FROM mig_run") == "cancelled"
 
-    resumed = terminal.run(*terminal.over("resume", "--id", "m-1"))
+    resumed = slow_terminal.run(*slow_terminal.over("resume", "--id", "m-1"))
     assert resumed.returncode == 0, resumed.stderr
-    assert "nothing to resume" in refused(terminal.run(*terminal.over("resume", "--id", "m-1")))
+    assert "nothing to resume" in refused(slow_terminal.run(*slow_terminal.over("resume", "--id", "m-1")))
 
 
-def test_a_run_is_cancelled_from_another_terminal(terminal: Terminal) -> None:
-    process = started(terminal, *terminal.over("run", "--id", "m-1"))
-    cancelled = terminal.run("cancel", "--id", "m-1")
+def test_a_run_is_cancelled_from_another_terminal(slow_terminal: Terminal) -> None:
+    process = started(slow_terminal, *slow_terminal.over("run", "--id", "m-1"))
+    cancelled = slow_terminal.run("cancel", "--id", "m-1")
     out, _ = process.communicate(timeout=60)
     if process.returncode == 0:  # it was faster than the command that should stop it
         assert "cannot be cancelled" in cancelled.stderr or "is completed" in cancelled.stdout
@@ -162,7 +167,7 @@ def test_a_run_is_cancelled_from_another_terminal(terminal: Terminal) -> None:
     assert cancelled.returncode == 0, cancelled.stderr
     assert "is cancelled" in cancelled.stdout
     assert out.strip().splitlines()[-1] == "esm: migration 'm-1' was stopped; it can be resumed"
-    assert terminal.run(*terminal.over("run", "--id", "m-1")).returncode == 0
+    assert slow_terminal.run(*slow_terminal.over("run", "--id", "m-1")).returncode == 0
 
 
 def test_who_holds_the_target_is_named_with_its_process(terminal: Terminal) -> None:
@@ -212,12 +217,12 @@ def test_ctrl_c_is_heard_while_a_lock_is_waited_for(terminal: Terminal) -> None:
     assert resumed.returncode == 0, resumed.stderr
 
 
-def test_a_killed_run_is_taken_up_at_once(terminal: Terminal) -> None:
-    process = started(terminal, *terminal.over("run", "--id", "m-1"))
+def test_a_killed_run_is_taken_up_at_once(slow_terminal: Terminal) -> None:
+    process = started(slow_terminal, *slow_terminal.over("run", "--id", "m-1"))
     process.kill()
     process.communicate()
     time.sleep(0.1)
-    resumed = terminal.run(*terminal.over("resume", "--id", "m-1"))
+    resumed = slow_terminal.run(*slow_terminal.over("resume", "--id", "m-1"))
     assert resumed.returncode == 0, resumed.stderr
 
 

@@ -14,6 +14,7 @@ from eventsourcing import EventStore, UserMigratedEvent
 from eventsourcing.consumer import checkpoint_key
 from eventsourcing.storage.base import CHECKPOINTS
 from eventsourcing.storage.postgres import PostgresStorage
+from tests.waiting import until
 
 AGGREGATES, ROUNDS = 40, 60
 
@@ -118,10 +119,10 @@ async def write(store: EventStore) -> None:
 async def level(store: EventStore) -> None:
     """Wait until the checkpoint of the group says that everything is handled."""
     head = await store.horizon()
-    async with asyncio.timeout(60):
-        while True:
-            async with store.storage.transaction() as transaction:
-                checkpoint = await transaction.get(CHECKPOINTS, checkpoint_key("shared"))
-            if checkpoint is not None and (checkpoint["position"], checkpoint.get("held")) == (head, {}):
-                return
-            await asyncio.sleep(0.05)
+
+    async def reached() -> bool:
+        async with store.storage.transaction() as transaction:
+            checkpoint = await transaction.get(CHECKPOINTS, checkpoint_key("shared"))
+        return checkpoint is not None and (checkpoint["position"], checkpoint.get("held")) == (head, {})
+
+    await until(reached)

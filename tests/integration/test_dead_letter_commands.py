@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
 from tests.api.service_process import running
+from tests.waiting import blocked_until, until
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -99,9 +99,11 @@ def park(url: str, *, aggregates: int, rounds: int, group: str = "ledger") -> No
                             for number in range(aggregates)
                         ]
                     )
-                async with asyncio.timeout(60):
-                    while (await letters(store)) < aggregates * rounds:  # noqa: ASYNC110 - asks the store
-                        await asyncio.sleep(0.05)
+
+                async def given_up() -> bool:
+                    return await letters(store) >= aggregates * rounds
+
+                await until(given_up)
 
     asyncio.run(work())
 
@@ -172,13 +174,13 @@ def test_a_redrive_killed_again_and_again_ends_right(
         with subprocess.Popen(
             command, env={**environment, "SLOW": "0.02"}, cwd=tmp_path, stdout=subprocess.DEVNULL
         ) as redriving:
-            wait_for(lambda kill=kill: ledger.exists() and len(ledger.read_text().splitlines()) >= 15 * kill)  # type: ignore[misc]  # bound here
+            blocked_until(lambda least=15 * kill: len(written(ledger)) >= least)  # type: ignore[misc]  # bound here
             redriving.kill()
 
     assert esm("dlq", "redrive", "ledger", "--all", "--why", "fixed").returncode == 0
 
     handled: dict[str, list[int]] = {}
-    for line in ledger.read_text().splitlines():
+    for line in written(ledger):
         aggregate_id, version = line.split()
         handled.setdefault(aggregate_id, []).append(int(version))
     assert len(handled) == aggregates
@@ -188,11 +190,9 @@ def test_a_redrive_killed_again_and_again_ends_right(
         assert len(versions) <= rounds + 3, "a kill repeats one event of an aggregate at most"
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
+def written(ledger: Path) -> list[str]:
+    """What the handler wrote down of each event."""
+    return ledger.read_text().splitlines() if ledger.exists() else []
 
 
 def test_the_commands_of_the_guide_run(esm: Esm, store_url: str, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_the_calls_of_the_guide_are_answered(
         assert (discarded["letters"], discarded["behind"]) == (1, 1)
         assert {row["parked"] for row in consumers["consumers"] if row["name"] == "accounts"} <= {19, 20}
         left = f"{service.url}/dead-letters?aggregate_id=user-18"
-        wait_for(lambda: httpx2.get(left).json() == {"dead_letters": []})
+        blocked_until(lambda: httpx2.get(left).json() == {"dead_letters": []})
 
 
 def test_consumers_are_shown_with_their_lag(esm: Esm, store_url: str) -> None:

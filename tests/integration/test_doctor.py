@@ -33,7 +33,7 @@ from eventsourcing.storage.base import CHECKPOINTS
 from eventsourcing.storage.postgres import PostgresStorage
 from tests.api.conftest import free_port
 from tests.conftest import kafka_config, remove_topics
-from tests.integration.kafka.lab import until
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 

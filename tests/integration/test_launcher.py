@@ -8,8 +8,7 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import dagster as dg
@@ -28,10 +27,9 @@ from eventsourcing.testing import a_migration
 from resources.dagster_home import LOCATION, prepare_dagster_home
 from resources.results import JobResults
 from tests.integration.launching import launcher_settings
+from tests.waiting import BOUND_S, until
 
 ROOT = Path(__file__).parents[2]
-WAIT_S = 30.0
-
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -57,7 +55,7 @@ async def test_a_run_is_executed_with_its_whole_history(
     launcher: EmbeddedLauncher, settings: Settings
 ) -> None:
     run_id = await launcher.submit("snapshot", _snapshot("r-1"), {"correlation_id": "c-1"})
-    assert await launcher.wait(run_id, WAIT_S) is True
+    assert await launcher.wait(run_id, BOUND_S) is True
     async with open_system(settings) as system:
         answer = await JobResults(system.store.storage).get("r-1")
     assert answer is not None
@@ -77,13 +75,13 @@ async def test_a_request_finds_the_run_that_was_made_for_it(launcher: EmbeddedLa
     run_id = await launcher.submit("snapshot", _snapshot("r-0"), {REQUEST: "asked-once"})
     assert await launcher.find("asked-once") == run_id
     assert await launcher.find("never-asked") is None
-    assert await launcher.wait(run_id, WAIT_S) is True
+    assert await launcher.wait(run_id, BOUND_S) is True
     assert await launcher.find("asked-once") == run_id
 
 
 async def test_a_run_that_fails_says_so(launcher: EmbeddedLauncher) -> None:
     run_id = await launcher.submit("snapshot", _snapshot("r-2", of="nobody"), {})
-    assert await launcher.wait(run_id, WAIT_S) is False
+    assert await launcher.wait(run_id, BOUND_S) is False
     assert _status(launcher, run_id) is dg.DagsterRunStatus.FAILURE
 
 
@@ -115,9 +113,9 @@ async def test_a_running_replay_ends_in_good_order_when_cancelled(
         replay_id = await journal.create(request)
         config = {"ops": {"replay_events": {"config": {"replay_id": replay_id}}}}
         run_id = await launcher.submit("replay", config, {})
-        await _until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
+        await until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
         await launcher.cancel(run_id)
-        assert await launcher.wait(run_id, WAIT_S) is False
+        assert await launcher.wait(run_id, BOUND_S) is False
         assert _status(launcher, run_id) is dg.DagsterRunStatus.CANCELED
         row = await journal.get(replay_id)
     assert row is not None
@@ -130,13 +128,13 @@ async def test_a_run_that_does_not_listen_is_interrupted(
     async with _slow_replay(settings) as config:
         run_id = await launcher.submit("replay", config, {})
         assert await launcher.wait(run_id, 0.1) is None
-        await _until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
+        await until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
         await asyncio.sleep(0.5)
         await launcher.cancel(run_id)
-        assert await launcher.wait(run_id, WAIT_S) is False
+        assert await launcher.wait(run_id, BOUND_S) is False
         assert _status(launcher, run_id) is dg.DagsterRunStatus.CANCELED
         again = await launcher.submit("replay", {"ops": {"replay_events": {"config": {}}}}, {})
-        assert await launcher.wait(again, WAIT_S) is True, "the lane survives"
+        assert await launcher.wait(again, BOUND_S) is True, "the lane survives"
 
 
 async def test_what_waits_is_cancelled_before_it_begins(launcher: EmbeddedLauncher) -> None:
@@ -144,7 +142,7 @@ async def test_what_waits_is_cancelled_before_it_begins(launcher: EmbeddedLaunch
     await launcher.cancel(runs[2])
     assert await launcher.wait(runs[2], 0) is False
     assert _status(launcher, runs[2]) is dg.DagsterRunStatus.CANCELED
-    assert await launcher.wait(runs[1], WAIT_S) is True
+    assert await launcher.wait(runs[1], BOUND_S) is True
 
 
 async def test_a_killed_lane_fails_its_run_at_once_and_is_replaced(
@@ -152,23 +150,23 @@ async def test_a_killed_lane_fails_its_run_at_once_and_is_replaced(
 ) -> None:
     async with _slow_replay(settings) as config:
         run_id = await launcher.submit("replay", config, {})
-        await _until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
+        await until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
         (lane,) = [lane for lane in launcher.lanes if lane.running == run_id]
         assert lane.pid is not None
         os.kill(lane.pid, signal.SIGKILL)
-        assert await launcher.wait(run_id, WAIT_S) is False
+        assert await launcher.wait(run_id, BOUND_S) is False
         assert _status(launcher, run_id) is dg.DagsterRunStatus.FAILURE
         again = await launcher.submit("replay", {"ops": {"replay_events": {"config": {}}}}, {})
-        assert await launcher.wait(again, WAIT_S) is True
+        assert await launcher.wait(again, BOUND_S) is True
 
 
 async def test_a_lane_that_died_idle_costs_no_run(launcher: EmbeddedLauncher) -> None:
     pid = launcher.lanes[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    await _until(lambda: not _runs(pid))
+    await until(lambda: not _runs(pid))
     run_id = await launcher.submit("snapshot", _snapshot("r-3"), {})
-    assert await launcher.wait(run_id, WAIT_S) is True
+    assert await launcher.wait(run_id, BOUND_S) is True
 
 
 async def test_lanes_end_with_a_server_that_is_killed(settings: Settings) -> None:
@@ -188,7 +186,7 @@ async def test_lanes_end_with_a_server_that_is_killed(settings: Settings) -> Non
         run_id, *pids = (await server.stdout.readline()).decode().split()
         server.kill()
         await server.wait()
-        await _until(lambda: not any(_runs(int(pid)) for pid in pids))
+        await until(lambda: not any(_runs(int(pid)) for pid in pids))
     next_server = EmbeddedLauncher(settings)
     await next_server.start()
     assert _status(next_server, run_id) is dg.DagsterRunStatus.FAILURE
@@ -224,11 +222,11 @@ async def test_a_next_server_fails_the_runs_of_a_dead_one_and_ends_its_own(
     assert _status(launcher, alive) is dg.DagsterRunStatus.STARTED, "its server lives"
     async with _slow_replay(settings) as config:
         run_id = await second.submit("replay", config, {})
-        await _until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
+        await until(lambda: _status(launcher, run_id) is dg.DagsterRunStatus.STARTED)
         pids = [lane.pid for lane in second.lanes if lane.pid is not None]
         await second.stop()
     assert _status(launcher, run_id) is dg.DagsterRunStatus.CANCELED
-    await _until(lambda: not any(_runs(pid) for pid in pids))
+    await until(lambda: not any(_runs(pid) for pid in pids))
 
 
 async def test_a_replay_that_waits_for_a_run_that_is_over_is_interrupted(
@@ -258,7 +256,7 @@ async def test_runs_of_the_short_lane_share_a_system_until_one_fails(launcher: E
         [("migration-123", True), ("nobody", False), ("migration-123", True), ("migration-123", True)]
     ):
         run_id = await launcher.submit("snapshot", _snapshot(f"shared-{number}", of=aggregate), {})
-        assert await launcher.wait(run_id, WAIT_S) is ends_well
+        assert await launcher.wait(run_id, BOUND_S) is ends_well
 
 
 def _snapshot(result_id: str, *, of: str = "migration-123") -> dict[str, object]:
@@ -300,10 +298,3 @@ def _status(launcher: EmbeddedLauncher, run_id: str) -> dg.DagsterRunStatus | No
 
 def _records(launcher: EmbeddedLauncher, run_id: str) -> list[dg.EventLogRecord]:
     return list(launcher.instance.get_records_for_run(run_id).records)
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)

@@ -12,10 +12,9 @@ import pytest_asyncio
 
 from api import event_service, launcher, replay_service
 from api.embedded_launcher import EmbeddedLauncher
-from eventsourcing import EventStore, Settings
-from eventsourcing.storage.postgres import PostgresStorage
+from eventsourcing import Settings
 from eventsourcing.testing import a_migration
-from tests.api.conftest import assert_problem, free_port, serving
+from tests.api.conftest import append, assert_problem, free_port, serving
 from tests.servers import NEWEST, Server, new_database, server_of
 
 SNAPSHOT = {"aggregate_id": "migration-123"}
@@ -36,8 +35,7 @@ async def settings(
     store_url: str, dagster_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Settings]:
     monkeypatch.setattr(launcher, "CHECK_S", 0.5)
-    async with EventStore(storage=PostgresStorage(store_url, pool_size=2)) as store:
-        await store.append_events(a_migration())
+    await append(store_url, a_migration())
     url = new_database(dagster_server).replace("+asyncpg", "+psycopg2")
     yield Settings(database_url=store_url, dagster_database_url=url, data_dir=tmp_path)
 

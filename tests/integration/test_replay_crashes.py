@@ -7,12 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import psutil
 import pytest
 
 from eventsourcing import EventStore
@@ -22,18 +20,19 @@ from eventsourcing.storage.postgres import PostgresStorage
 PIECE, NEVER = 100_000, 1000.0
 
 REPLAYER = """
-import asyncio, os, random, resource, signal, sys, threading
+import asyncio, os, random, signal, sys, threading
 from eventsourcing import EventStore, NotificationEventHandler, register_handler, replay
 from eventsourcing.bootstrap import collect_rarely
 from eventsourcing.replay_runs import run_replay
 from eventsourcing.storage.postgres import PostgresStorage
+from tests.peak import peak_memory_mb
 
 class Told:
     async def send_notification(self, title, message, details=None, priority="normal"):
         print("told", title, flush=True)
 
 def progress(row):
-    print("at", row["progress"], flush=True)
+    print("at", row["progress"], round(peak_memory_mb()), flush=True)
     if row["progress"] >= float(sys.argv[3]):
         within = random.uniform(0, 0.2)  # wherever it is then: folding, committing, concluding
         threading.Timer(within, os.kill, (os.getpid(), signal.SIGKILL)).start()
@@ -43,7 +42,7 @@ async def main(url, replay_id):
     register_handler(NotificationEventHandler(Told()))
     async with EventStore(storage=PostgresStorage(url)) as store:
         row = await run_replay(store, replay_id, on_progress=progress)
-    print("ended", row["status"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)
+    print("ended", row["status"], round(peak_memory_mb()), flush=True)
 
 collect_rarely()
 asyncio.run(main(*sys.argv[1:3]))
@@ -86,16 +85,11 @@ def replayer(url: str, replay_id: str, percent: float, report: int) -> subproces
 
 
 def run_until(url: str, replay_id: str, percent: float, report: int) -> tuple[list[str], int]:
-    """What a replayer printed, killed soon after it is so far, and the memory it was seen with, in MB."""
+    """What a replayer printed, killed soon after it is so far, and its peak of memory by then, in MB."""
     with replayer(url, replay_id, percent, report) as process:
         assert process.stdout is not None
-        peak, lines, watched = 0, [], psutil.Process(process.pid)
-        for line in process.stdout:
-            lines.append(line.strip())
-            if line.startswith("at"):
-                with suppress(psutil.NoSuchProcess):
-                    peak = max(peak, watched.memory_info().rss >> 20)
-    return lines, peak
+        lines = [line.strip() for line in process.stdout]
+    return lines, max(int(line.rpartition(" ")[2]) for line in lines if line.startswith(("at", "ended")))
 
 
 async def killed_and_resumed(

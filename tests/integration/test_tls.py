@@ -27,8 +27,8 @@ from eventsourcing.testing import InMemoryHandler
 from resources.siblings import sibling_database
 from tests.api.conftest import free_port
 from tests.certificates import Authority, authority
-from tests.integration.kafka.lab import until
 from tests.servers import OLDEST, Server, own, server_of, unavailable
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = f"127.{random.randrange(16, 240)}.{random.randrange(1, 250)}.1"

@@ -14,6 +14,7 @@ from eventsourcing.folds import State, fold_events
 from eventsourcing.readmodels import READ_MODELS, ReadModel
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
+from tests.waiting import until
 
 USERS, BATCH = 12_000, 500
 
@@ -60,9 +61,11 @@ async def test_read_models_are_exact_after_workers_were_killed_while_another_sto
                     victim.wait()
                     workers.append(worker(store_url, tmp_path))
             head = await store.horizon()
-            async with asyncio.timeout(60):
-                while min([await model.position(store.storage) for model in READ_MODELS]) < head:  # noqa: ASYNC110 - asks the store
-                    await asyncio.sleep(0.05)
+
+            async def level() -> bool:
+                return min([await model.position(store.storage) for model in READ_MODELS]) >= head
+
+            await until(level)
         finally:
             for one in workers:
                 one.kill()

@@ -11,8 +11,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.pool import NullPool
 
 from eventsourcing.bootstrap import open_system
 from eventsourcing.catalogue import MIGRATION_SEQUENCE
@@ -20,6 +18,7 @@ from eventsourcing.events import RecordedEvent
 from pipelines.jobs import migrate
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
 from resources.migration_journal import MigrationJournal
+from tests.databases import execute
 from tests.pipelines.conftest import RunJob
 
 MIGRATION = "migration-1"
@@ -35,10 +34,7 @@ class Panel:
 
     def sql(self, statement: str) -> Any:
         """Run a statement on the target; its first value, if it has rows."""
-        engine = create_engine(self.target_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            result = connection.execute(text(statement))
-            return result.scalar() if result.returns_rows else None
+        return next((row[0] for row in execute(self.target_url, statement)), None)
 
 
 @pytest.fixture

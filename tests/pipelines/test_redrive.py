@@ -25,6 +25,7 @@ from eventsourcing.testing import InMemoryHandler
 from pipelines.definitions import defs
 from pipelines.sensors import parked_aggregates
 from tests.pipelines.conftest import RunJob
+from tests.waiting import until
 
 Park = Callable[..., None]
 WHY = {"why": "the handler is fixed", "dry_run": False}
@@ -63,12 +64,12 @@ def park(data_dir: Path, accounts: Accounts, monkeypatch: pytest.MonkeyPatch) ->
             async with bus:
                 for name in ("poison", "behind"):
                     await system.store.append_events([user(number, name) for number in numbers])
-                async with asyncio.timeout(30):
-                    while True:
-                        groups = await DeadLetterQueue(system.store).groups()
-                        if groups and groups["accounts"]["letters"] == before + 2 * len(numbers):
-                            return
-                        await asyncio.sleep(0.02)
+
+                async def given_up() -> bool:
+                    groups = await DeadLetterQueue(system.store).groups()
+                    return bool(groups) and groups["accounts"]["letters"] == before + 2 * len(numbers)
+
+                await until(given_up)
 
     return lambda numbers: asyncio.run(work(numbers))
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import polars as pl
 import pytest
 
-from pipelines.migration import MappingError, parse_mapping
-from pipelines.migration.compile import compile_plan
 from pipelines.migration.schema import Column, Table, Unique
 from pipelines.migration.transforms import Settings, register_child_function
+from tests.unit.mapping_flaws import flaws_of
 
 MAPPING = """\
 version: 1
@@ -66,11 +64,7 @@ TARGET = {
 
 
 def flaws(text: str, target: dict[str, Table] = TARGET) -> list[str]:
-    try:
-        compile_plan(parse_mapping(text), SOURCE, target, datetime.now(UTC))
-    except MappingError as error:
-        return [str(flaw) for flaw in error.flaws]
-    return []
+    return flaws_of(text, SOURCE, target)
 
 
 def test_keys_of_several_columns_compile() -> None:

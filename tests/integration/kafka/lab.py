@@ -1,9 +1,7 @@
-"""What the tests over Kafka share: a fold that notices every repetition, and waiting."""
+"""What the tests over Kafka share: a fold that notices every repetition, and when a relay is level."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from eventsourcing import EventStore
@@ -11,18 +9,7 @@ from eventsourcing.events import BaseEvent
 from eventsourcing.fold_handler import FoldHandler
 from eventsourcing.folds import Counted
 from eventsourcing.relay import relay_position
-
-
-async def until(
-    condition: Callable[[], Awaitable[bool]] | Callable[[], bool], *, within_s: float = 60
-) -> None:
-    """Wait for something that must happen."""
-    async with asyncio.timeout(within_s):
-        while True:
-            met = condition()
-            if met if isinstance(met, bool) else await met:
-                return
-            await asyncio.sleep(0.01)
+from tests.waiting import until
 
 
 async def relayed(store: EventStore) -> None:
@@ -31,7 +18,7 @@ async def relayed(store: EventStore) -> None:
     async def reached() -> bool:
         return await relay_position(store.storage) >= await store.horizon()
 
-    await until(reached, within_s=90)
+    await until(reached)
 
 
 async def all_applied(fold: FoldHandler, aggregates: int, total: int) -> bool:

@@ -15,7 +15,8 @@ from eventsourcing.lag import Lag, lags
 from eventsourcing.relay import RELAY
 from tests.conftest import kafka_config
 from tests.factories import draft
-from tests.integration.kafka.lab import Versions, all_applied, relayed, until
+from tests.integration.kafka.lab import Versions, all_applied, relayed
+from tests.waiting import until
 
 RATE, AGGREGATES = 200, 50
 TYPES = ["order.placed", "order.paid", "order.sent"]

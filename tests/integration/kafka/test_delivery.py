@@ -21,7 +21,8 @@ from eventsourcing.transport.kafka_audit import audit
 from eventsourcing.transport.kafka_message import headers_of
 from eventsourcing.transport.kafka_offsets import Offsets
 from tests.factories import draft
-from tests.integration.kafka.lab import relayed, until
+from tests.integration.kafka.lab import relayed
+from tests.waiting import until
 
 QUICK: dict[str, Any] = {"retry_attempts": 1, "retry_delay": 0.001}
 

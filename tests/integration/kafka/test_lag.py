@@ -16,7 +16,8 @@ from eventsourcing.errors import UnavailableError
 from eventsourcing.testing import InMemoryHandler
 from eventsourcing.transport.kafka_lag import KafkaLag, kafka_lags
 from tests.api.conftest import free_port
-from tests.integration.kafka.lab import relayed, until
+from tests.integration.kafka.lab import relayed
+from tests.waiting import until
 
 
 def moved(number: int) -> UserMigratedEvent:

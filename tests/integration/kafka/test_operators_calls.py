@@ -19,7 +19,7 @@ from eventsourcing import plugins as registry
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
 from tests.api.conftest import InlineLauncher, free_port, serving
-from tests.integration.kafka.lab import until
+from tests.waiting import until
 
 
 def moved(number: int) -> UserMigratedEvent:

@@ -16,7 +16,8 @@ from eventsourcing import EventBusConfig, EventStore
 from eventsourcing.dead_letters import dead_letters
 from eventsourcing.fold_handler import FoldHandler
 from tests.factories import draft
-from tests.integration.kafka.lab import Versions, all_applied, until
+from tests.integration.kafka.lab import Versions, all_applied
+from tests.waiting import until
 
 MEMBER = """
 import asyncio, json, sys

@@ -15,7 +15,8 @@ from eventsourcing.fold_handler import FoldHandler
 from eventsourcing.testing import InMemoryHandler
 from eventsourcing.transport.kafka_audit import audit
 from tests.factories import draft
-from tests.integration.kafka.lab import Versions, all_applied, relayed, until
+from tests.integration.kafka.lab import Versions, all_applied, relayed
+from tests.waiting import until
 
 KILLED_RELAY = """
 import asyncio, json, os, signal, sys

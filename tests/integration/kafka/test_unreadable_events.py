@@ -11,8 +11,9 @@ from eventsourcing.dead_letters import dead_letters
 from eventsourcing.relay import RELAY
 from eventsourcing.testing import InMemoryHandler
 from tests.factories import draft
-from tests.integration.kafka.lab import relayed, until
+from tests.integration.kafka.lab import relayed
 from tests.seats import TYPE, own_registry, release
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 __all__ = ["own_registry"]

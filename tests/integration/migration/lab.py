@@ -18,6 +18,7 @@ from pipelines.migration.legacy_panel import TARGET_TABLES, mapping_path
 from pipelines.migration.rowhash import row_hashes
 from pipelines.migration.schema import Column
 from pipelines.migration.target import open_target
+from tests.databases import execute
 
 USERS = 240
 
@@ -69,10 +70,7 @@ class Lab:
 
     def execute(self, statement: str) -> list[Any]:
         """Run one statement on the target, as somebody else would."""
-        engine = sa.create_engine(self.target_url.replace("+asyncpg", "+psycopg2"), poolclass=sa.NullPool)
-        with engine.begin() as connection:
-            result = connection.execute(sa.text(statement))
-            return [tuple(row) for row in result] if result.returns_rows else []
+        return execute(self.target_url, statement)
 
     def dump(self) -> dict[str, str]:
         """The hash of each table's canonical encoding in key order, work tables aside."""
@@ -97,6 +95,16 @@ class Lab:
 
     def rows(self, table: str) -> int:
         return int(self.execute(f"SELECT count(*) FROM {table}")[0][0])
+
+
+def fill(url: str, metadata: sa.MetaData, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Make the tables of a database and their rows."""
+    engine = sa.create_engine(url.replace("+asyncpg", "+psycopg2"), poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        for name, values in rows.items():
+            connection.execute(sa.insert(metadata.tables[name]), values)
+    engine.dispose()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from eventsourcing import EventStore, EventStoreConfig
 from eventsourcing.events import RecordedEvent
 from pipelines.migration import Mapping, Progress, StageOutcome, parse_mapping
 from pipelines.migration.transforms import Settings, register_child_function
-from tests.integration.migration.lab import Lab, all_events
+from tests.integration.migration.lab import Lab, all_events, fill
 
 NewLab = Callable[..., Lab]
 """A lab from one kind of database into another; see `conftest.tenants_lab`."""
@@ -31,7 +31,7 @@ TABLES = ("tenants", "accounts", "account_roles", "services", "grants", "devices
 MAPPING = """\
 version: 1
 on_conflict: {policy}
-chunk: {{rows: 7}}
+chunk: {{rows: 12}}
 thresholds: {{max_quarantine_ratio: 0.5}}
 entities:
   tenants:
@@ -136,6 +136,10 @@ def _target() -> sa.MetaData:
     def of_account(*own: str) -> sa.ForeignKeyConstraint:
         return sa.ForeignKeyConstraint(own, ["accounts.tenant_id", "accounts.login"])
 
+    def below_account(name: str, *more: sa.Column[Any]) -> None:
+        account = (part("tenant_id", sa.Integer), part("login", sa.String(300)))
+        sa.Table(name, metadata, *account, *more, of_account("tenant_id", "login"))
+
     sa.Table(
         "tenants",
         metadata,
@@ -150,29 +154,15 @@ def _target() -> sa.MetaData:
         sa.Column("mail", sa.Text),
         sa.Column("points", sa.Integer, nullable=False, server_default="7"),
     )
-    sa.Table(
-        "account_roles",
-        metadata,
-        part("tenant_id", sa.Integer),
-        part("login", sa.String(300)),
-        part("role", sa.Text),
-        sa.Column("rank", sa.Integer, nullable=False),
-        of_account("tenant_id", "login"),
-    )
+    below_account("account_roles", part("role", sa.Text), sa.Column("rank", sa.Integer, nullable=False))
     sa.Table(
         "services",
         metadata,
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("title", sa.Text, nullable=False, unique=True),
     )
-    sa.Table(
-        "grants",
-        metadata,
-        part("tenant_id", sa.Integer),
-        part("login", sa.String(300)),
-        part("service_id", sa.ForeignKey("services.id")),
-        sa.Column("granted_on", sa.Date),
-        of_account("tenant_id", "login"),
+    below_account(
+        "grants", part("service_id", sa.ForeignKey("services.id")), sa.Column("granted_on", sa.Date)
     )
     sa.Table(
         "devices",
@@ -215,16 +205,6 @@ def source_rows(tenants: int = 6) -> dict[str, list[dict[str, Any]]]:
             for serial in range(place % 3)
         ],
     }
-
-
-def fill(url: str, metadata: sa.MetaData, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Make the tables of a database and their rows."""
-    engine = sa.create_engine(url.replace("+asyncpg", "+psycopg2"), poolclass=sa.NullPool)
-    with engine.begin() as connection:
-        metadata.create_all(connection)
-        for name, values in rows.items():
-            connection.execute(sa.insert(metadata.tables[name]), values)
-    engine.dispose()
 
 
 def create_source(url: str, rows: dict[str, list[dict[str, Any]]] | None = None) -> None:

@@ -21,7 +21,7 @@ from eventsourcing.storage.upgrades import upgrade
 from pipelines.migration import parse_mapping
 from pipelines.migration.schema import Table
 from pipelines.migration.source import KeysetSnapshot, open_source
-from tests.integration.migration.lab import Lab, all_events, comparable_events
+from tests.integration.migration.lab import Lab, all_events, comparable_events, fill
 from tests.integration.migration.tenants import (
     EVERY_SOURCE,
     EVERY_TARGET,
@@ -29,7 +29,6 @@ from tests.integration.migration.tenants import (
     TABLES,
     TENANTS,
     NewLab,
-    fill,
     mapping,
     numbers,
     ran,

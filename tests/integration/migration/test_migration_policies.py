@@ -23,7 +23,7 @@ from pipelines.migration import (
     parse_mapping,
 )
 from pipelines.migration.transforms import Settings, register_child_function
-from tests.integration.migration.lab import Lab, all_events
+from tests.integration.migration.lab import Lab, all_events, fill
 
 MAPPING = """\
 version: 1
@@ -96,9 +96,7 @@ def filled_target(lab: Lab) -> None:
         sa.Column("account_id", sa.ForeignKey("accounts.id"), nullable=False),
         sa.Column("word", sa.Text, nullable=False),
     )
-    engine = sa.create_engine(lab.target_url.replace("+asyncpg", "+psycopg2"), poolclass=sa.NullPool)
-    metadata.create_all(engine)
-    engine.dispose()
+    fill(lab.target_url, metadata, {})
     lab.execute("INSERT INTO groups VALUES (40, 'blue')")
     lab.execute(
         "INSERT INTO accounts (id, name, email, group_id, points, seen_at) VALUES"
