@@ -124,4 +124,5 @@ def _children(
     keys = key_values(entity.target_key, page["_record"])
     names = sorted({*child.table.columns})
     found = transaction.rows(child.table, names, of=child.parent, among=keys)
-    return found.with_columns(key_text(child.table.pick(child.parent)).alias("_record"))
+    record = key_text(child.table.pick(child.parent)).alias("_record")
+    return found.drop("_ill_typed").with_columns(record)

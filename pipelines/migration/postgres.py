@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from pipelines.migration.errors import MigrationError, RecordRefusedError, TargetError, TargetLockedError
 from pipelines.migration.keys import key_text
+from pipelines.migration.postgres_kept import keeps_inserts
 from pipelines.migration.postgres_rights import lacking
 from pipelines.migration.postgres_values import Outflow, array_texts, copy_text, select_out, typed_frame
 from pipelines.migration.postgres_waits import LOCK_WAIT_S, OURS, Wait
@@ -164,7 +165,7 @@ class PostgresTransaction(RelationalTransaction):
 
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
         page = select_out(self._connection, statement, [column.name for column in columns])
-        return typed_frame(page, columns).drop("_ill_typed")
+        return typed_frame(page, columns)
 
     def scan_frames(
         self, columns: Sequence[Column], statement: sa.Select[Any], rows: int
@@ -173,7 +174,7 @@ class PostgresTransaction(RelationalTransaction):
         would make reading in order quadratic; one COPY has no order, and sees one moment."""
         self._scanning = Outflow(self._connection, statement, [column.name for column in columns], rows)
         for page in self._scanning.pages():
-            yield typed_frame(page, columns).drop("_ill_typed")
+            yield typed_frame(page, columns)
 
     def end_scan(self) -> None:
         """Let go of a scan that nobody reads to its end: it holds the connection."""
@@ -197,6 +198,9 @@ class PostgresTransaction(RelationalTransaction):
         )
         self._overwrite(table, rows, changed, frame.columns)
         self._connection.execute(sa.schema.DropTable(sa.Table("mig_changed", sa.MetaData())))
+
+    def keeps_inserts(self, table: Table, columns: Sequence[str]) -> bool:
+        return keeps_inserts(self._connection, self._quoted(table), columns)
 
     def after_hashes(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
         halves = (sa.func.to_hex(sa.func.hashtextextended(sa.column("mig_value"), seed)) for seed in (0, 1))

@@ -41,7 +41,7 @@ class RelationalTransaction(ABC):
 
     @abstractmethod
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
-        """The rows of a statement over these columns, in their staged types."""
+        """The rows of a statement over these columns, in their staged types, and `_ill_typed`."""
 
     @abstractmethod
     def scan_frames(

@@ -21,18 +21,25 @@ _TAGS = {"integer": "i", "boolean": "b", "float": "f", "decimal": "d", "date": "
 
 
 def row_hashes(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.Series:
-    """The hash of each row over these columns, which the frame holds under their names."""
+    """The hash of each row over these columns, which the frame holds under their names.
+
+    A row with a value that its column's type cannot carry, named in `_ill_typed`, has the empty text for a
+    hash, which no row that was meant has.
+    """
     if frame.is_empty() or not columns:
         return pl.Series("row_hash", [""] * frame.height, dtype=pl.String)
     normal = frame.with_columns(
         _normal(frame[column.name], column) for column in columns if column.kind in ("json", "decimal")
     )
     parts = [part for column in columns for part in _encoded(frame, column)]
-    return (
-        normal.select(pl.concat_str(parts).alias("row_hash"))
-        .select(plh.col("row_hash").chash.sha2_256().str.head(32))
-        .to_series()
-    )
+    encoded = normal.select(pl.concat_str(parts).alias("row_hash"))
+    if "_ill_typed" in frame.columns and frame["_ill_typed"].null_count() < frame.height:
+        names = [column.name for column in columns]
+        is_ill = pl.col("_ill_typed").str.split(",").list.set_intersection(names).list.len() > 0
+        encoded = encoded.with_columns(frame.select(is_ill.fill_null(value=False).alias("is_ill")))
+        encoded = encoded.select(pl.when(~pl.col("is_ill")).then("row_hash").alias("row_hash"))
+    digest = plh.col("row_hash").chash.sha2_256().str.head(32)
+    return encoded.select(digest.fill_null("")).to_series()
 
 
 def _encoded(frame: pl.DataFrame, column: Column) -> list[pl.Expr]:

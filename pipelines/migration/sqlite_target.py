@@ -165,13 +165,13 @@ class SqliteTransaction(RelationalTransaction):
         return sa.tuple_(*compared).in_(sa.select(*parts))
 
     def read_frame(self, columns: Sequence[Column], statement: sa.Select[Any]) -> pl.DataFrame:
-        return frame_of(columns, self._connection.execute(statement).all()).drop("_ill_typed")
+        return frame_of(columns, self._connection.execute(statement).all())
 
     def scan_frames(
         self, columns: Sequence[Column], statement: sa.Select[Any], rows: int
     ) -> Iterator[pl.DataFrame]:
         for part in self._connection.execute(statement).partitions(rows):
-            yield frame_of(columns, part).drop("_ill_typed")
+            yield frame_of(columns, part)
 
     def insert(self, table: Table, frame: pl.DataFrame) -> None:
         statement = sa.insert(sa.table(table.name, *map(sa.column, frame.columns)))
@@ -181,6 +181,11 @@ class SqliteTransaction(RelationalTransaction):
         names = [name for name in frame.columns if name not in table.key]
         if names:
             self._many(self._update(table, names), stored_rows(frame.select(*names, *table.key)))
+
+    def keeps_inserts(self, table: Table, columns: Sequence[str]) -> bool:
+        """Nothing is taken for granted of a database that makes another type of a value."""
+        del table, columns
+        return False
 
     def after_hashes(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
         images = self.images(table, keys)

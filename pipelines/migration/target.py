@@ -78,6 +78,12 @@ class TargetTransaction(Protocol):
     def update(self, table: Table, frame: pl.DataFrame) -> None:
         """Set the columns of a frame in the rows that have its keys."""
 
+    def keeps_inserts(self, table: Table, columns: Sequence[str]) -> bool:
+        """Whether the rows that this transaction inserted stand as they were given: in these columns, which
+        are all that can be written, of types that change no value, and without a trigger that could.
+
+        Asked after the insert: the lock it holds keeps the answer true until the transaction ends."""
+
     def after_hashes(self, table: Table, keys: Sequence[Any]) -> dict[str, str]:
         """The hash of each whole row as it stands now, by key as text; all columns count."""
 
@@ -100,12 +106,14 @@ class TargetTransaction(Protocol):
 
     def scan(self, table: Table, columns: list[str], *, rows: int) -> Iterator[pl.DataFrame]:
         """All rows as they are at one moment, in no order, at most `rows` in a frame, in the columns' staged
-        types. Until it ends, the transaction does nothing else."""
+        types, with `_ill_typed` as `Snapshot.chunks` has it. Until it ends, the transaction does nothing
+        else."""
 
     def rows(
         self, table: Table, columns: list[str], *, of: tuple[str, ...], among: Sequence[Any]
     ) -> pl.DataFrame:
-        """The rows whose columns `of` have one of these keys, in key order and staged types."""
+        """The rows whose columns `of` have one of these keys, in key order and staged types, with
+        `_ill_typed`."""
 
     def advance_sequence(self, table: Table) -> None:
         """Make the numbered key's sequence go on above the highest key; no sequence is nothing to do."""

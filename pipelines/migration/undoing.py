@@ -14,6 +14,7 @@ from pipelines.migration.keys import key_values
 from pipelines.migration.load import tables_of
 from pipelines.migration.plan import EntityPlan
 from pipelines.migration.schema import Table
+from pipelines.migration.standing import standing
 from pipelines.migration.target import Reference, TargetTransaction
 from pipelines.migration.worktables import left, loaded_chunk, mark_chunk, records_left, written_by
 
@@ -51,11 +52,11 @@ def undo_chunk(
             else:
                 done = {key for key, row in leftover.items() if row.state == "undone" and row.undone_by == by}
             return _actions(entity, written, done), at
-        standing = migrated_records(entity, written)
+        migrated = migrated_records(entity, written)
         if state.undone_by:
-            standing = {key for key, row in leftover.items() if row.state == "conflict"}
-        conflicts = _conflicts(transaction, entity, _of(written, standing), references, force=force)
-        clean = standing - {*conflicts}
+            migrated = {key for key, row in leftover.items() if row.state == "conflict"}
+        conflicts = _conflicts(transaction, entity, _of(written, migrated), references, force=force)
+        clean = migrated - {*conflicts}
         counts = _put_back(transaction, entity, _of(written, clean))
         at = datetime.now(UTC)
         _record_left(run, entity, number, connection, by, conflicts, clean & {*leftover})
@@ -101,9 +102,9 @@ def _conflicts(
 ) -> Conflicts:
     """The records that others changed, deleted or refer to: the state each is left in, and why."""
     conflicts: Conflicts = {}
-    standing: set[str] = set()
+    there: set[str] = set()
     for table in tables_of(entity):
-        for record, found in _changed_since(transaction, table, written[table.name], standing):
+        for record, found in _changed_since(transaction, table, written[table.name], there):
             if not force:
                 conflicts.setdefault(record, ("conflict", found))
     ours = {(name, key) for name, frame in written.items() for key in frame["target_key"]}
@@ -116,21 +117,21 @@ def _conflicts(
             if (table.name, own_key) not in ours:
                 conflicts.setdefault(record, ("conflict", f"{table.name} {own_key} refers to it"))
     return {
-        record: conflict if record in standing else ("gone", conflict[1])
+        record: conflict if record in there else ("gone", conflict[1])
         for record, conflict in conflicts.items()
     }
 
 
 def _changed_since(
-    transaction: TargetTransaction, table: Table, written: pl.DataFrame, standing: set[str]
+    transaction: TargetTransaction, table: Table, written: pl.DataFrame, there: set[str]
 ) -> Iterator[tuple[str, str]]:
     """The records whose rows in this table are not as the run left them; adds those that have rows."""
     left_there = written.filter(pl.col("op").is_in(["insert", "update"]))
-    now = transaction.after_hashes(table, _keys(table, left_there))
-    for record, key, after in left_there.select("record_key", "target_key", "after_hash").iter_rows():
+    now = standing(transaction, table, left_there)
+    for record, key in left_there.select("record_key", "target_key").iter_rows():
         if key in now:
-            standing.add(record)
-        if now.get(key) != after:
+            there.add(record)
+        if not now.get(key):
             how = "changed" if key in now else "deleted"
             yield record, f"{table.name} {key} was {how} by others"
     dropped = written.filter(pl.col("op") == "delete")

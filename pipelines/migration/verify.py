@@ -29,6 +29,7 @@ from pipelines.migration.naming import name_columns
 from pipelines.migration.plan import EntityPlan, Plan
 from pipelines.migration.schema import Table
 from pipelines.migration.source import Source
+from pipelines.migration.standing import standing
 from pipelines.migration.target import TargetTransaction
 from pipelines.migration.told import Told
 from pipelines.migration.worktables import id_map, written_to
@@ -223,16 +224,14 @@ def standing_rows(run: RunContext) -> dict[str, Any]:
     tables: dict[str, dict[str, int]] = {}
     with run.target.transaction() as transaction:
         for item in _written(run.plan):
-            standing = wrote = 0
+            stands = wrote = 0
             for frame in written_to(transaction.connection, run.migration_id, item.table.name):
                 mine = frame.filter(pl.col("op").is_in(["insert", "update"]))
-                now = transaction.after_hashes(item.table, _keys(item.table, mine["target_key"]))
-                hashes = zip(mine["target_key"], mine["after_hash"], strict=True)
-                standing += sum(now.get(key) == after for key, after in hashes)
+                stands += sum(standing(transaction, item.table, mine).values())
                 wrote += mine.height
             tables[item.table.name] = {
                 "written": wrote,
-                "standing": standing,
+                "standing": stands,
                 "rows": transaction.count(item.table),
             }
     return {"tables": tables}

@@ -38,8 +38,9 @@ WRITTEN: dict[str, pl.DataType] = {
 the source's key of a record, null for a child. `op` is `insert`, `update`, `unchanged`, `skip` or, for a
 child that its record had before, `delete`. `row_hash` (`rowhash.row_hashes` of what was meant, over the
 loaded columns in the order of `load.hashed_columns`) is null for `skip` and `delete`. `after_hash` is the
-target's own hash of the whole row as it stood when the chunk was committed (null after `skip`, `delete`),
-`before` its image before an `update` or `delete`.
+target's own hash of the whole row as it stood when the chunk was committed; it is null after `skip` and
+`delete`, and after an `insert` of which the target keeps everything as it was meant (`row_hash`). `before`
+is the row's image before an `update` or `delete`.
 """
 
 OUTCOMES = ("inserted", "updated", "unchanged", "skipped")

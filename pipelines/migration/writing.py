@@ -6,6 +6,8 @@ inserts, updates with the row as it was before, and what was left as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from pipelines.migration.keys import key_frame, key_text, key_value
@@ -31,6 +33,7 @@ def write_records(transaction: TargetTransaction, entity: EntityPlan, frame: pl.
     return _written(
         transaction,
         table,
+        rows.columns,
         keys=frame["_record"],
         ops=ops,
         row_hash=hashed,
@@ -202,6 +205,7 @@ def _family(
     return _written(
         transaction,
         child.table,
+        rows.columns,
         keys=rows.select(key_value(child.table.key_columns)).to_series(),
         ops=pl.Series([op] * rows.height, dtype=pl.String),
         row_hash=nothing if op == "delete" else _hashes(child.table, rows),
@@ -214,6 +218,7 @@ def _family(
 def _written(
     transaction: TargetTransaction,
     table: Table,
+    columns: Sequence[str],
     *,
     keys: pl.Series,
     ops: pl.Series,
@@ -222,11 +227,15 @@ def _written(
     source: pl.Series,
     before: pl.Series,
 ) -> pl.DataFrame:
-    """For each row what was meant (by transform) and what stands there now (defaults, triggers)."""
-    touched = keys.filter(ops.is_in(["insert", "update", "unchanged"]))
+    """For each row what was meant (by transform) and, where that may be something else, what stands there now
+    (defaults, triggers)."""
+    read_back = ["insert", "update", "unchanged"]
+    if (ops == "insert").any() and transaction.keeps_inserts(table, columns):
+        read_back.remove("insert")
+    touched = keys.filter(ops.is_in(read_back))
     after = transaction.after_hashes(table, touched.to_list()) if touched.len() else {}
     texts = keys.cast(pl.String)
-    columns = [
+    made = [
         texts,
         record,
         source,
@@ -235,10 +244,10 @@ def _written(
         pl.Series([after.get(k) for k in texts], dtype=pl.String),
     ]
     return pl.DataFrame(
-        [series.alias(name) for name, series in zip(WRITTEN, [*columns, before], strict=True)],
+        [series.alias(name) for name, series in zip(WRITTEN, [*made, before], strict=True)],
         schema=WRITTEN,
     )
 
 
 def _hashes(table: Table, rows: pl.DataFrame) -> pl.Series:
-    return row_hashes(rows, [table.columns[name] for name in sorted(rows.columns)])
+    return row_hashes(rows, table.pick(sorted({*rows.columns} & {*table.columns})))

@@ -29,10 +29,10 @@ class Link(Enum):
 
 
 class Proxy:
-    """Forwards a loopback port to a server's socket. Faults strike every connection until changed back;
+    """Forwards a loopback port to a server's socket, or its own port. Faults strike every connection until changed back;
     a lost question or answer strikes once."""
 
-    def __init__(self, upstream: Path) -> None:
+    def __init__(self, upstream: Path | int) -> None:
         self._upstream = upstream
         self._open: set[asyncio.StreamWriter] = set()
         self._link = Link.WHOLE
@@ -74,7 +74,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            server_reader, server_writer = await asyncio.open_unix_connection(self._upstream)
+            server_reader, server_writer = await self._upstream_connection()
         except OSError:
             writer.transport.abort()
             return
@@ -89,6 +89,11 @@ class Proxy:
         finally:
             self._abort(both)
             self._open -= both
+
+    async def _upstream_connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._upstream, int):
+            return await asyncio.open_connection("127.0.0.1", self._upstream)
+        return await asyncio.open_unix_connection(self._upstream)
 
     async def _questions(
         self, client: asyncio.StreamReader, server: asyncio.StreamWriter, both: set[asyncio.StreamWriter]
@@ -132,7 +137,7 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy_to(upstream: Path) -> AsyncIterator[Proxy]:
+async def proxy_to(upstream: Path | int) -> AsyncIterator[Proxy]:
     """A proxy that runs until the end of the block."""
     proxy = Proxy(upstream)
     listener = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ from eventsourcing.storage.embedded import EmbeddedPostgres
 from eventsourcing.testing import a_migration
 from resources.dagster_home import LOCATION, prepare_dagster_home, workspace_file
 from tests.api.conftest import free_port
+from tests.faults.proxy import Link, Proxy, proxy_to
 from tests.integration.launching import launcher_settings
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 90.0
@@ -245,74 +246,31 @@ async def test_a_webserver_that_was_away_is_used_again(
 ) -> None:
     """Seen from a service: told while it is away, and nobody has to restart anything."""
     monkeypatch.setattr(launching, "CHECK_S", 0.5)
-    async with doorway(settings.dagster_port) as door:
-        reached = settings.model_copy(update={"dagster_url": f"http://127.0.0.1:{door.port}"})
+    async with proxy_to(settings.dagster_port) as network:
+        reached = settings.model_copy(update={"dagster_url": f"http://127.0.0.1:{network.port}"})
         jobs = StartedOnDemand(lambda: QueueLauncher(reached), ready=readiness(reached))
         jobs.look_ahead()
         try:
-            await until(jobs, "idle")
-            await door.close()
-            await until(jobs, "down")
+            await until(lambda: jobs.report()["status"] == "idle")
+            _away(network)
+            await until(lambda: jobs.report()["status"] == "down")
             with pytest.raises(LaunchError):
                 await jobs.started()
-            await door.open()
-            await until(jobs, "idle")
+            network.link = Link.WHOLE
+            await until(lambda: jobs.report()["status"] == "idle")
             made = await jobs.started()
-            await door.close()
-            await until(jobs, "down")
+            _away(network)
+            await until(lambda: jobs.report()["status"] == "down")
             _, config = await _replay(settings)
             with pytest.raises(LaunchError):
                 await made.submit("replay", config, {})
-            await door.open()
-            await until(jobs, "up")
+            network.link = Link.WHOLE
+            await until(lambda: jobs.report()["status"] == "up")
             assert await made.wait(await made.submit("replay", config, {}), WAIT_S) is True
         finally:
             await jobs.stop()
 
 
-async def until(jobs: StartedOnDemand, status: str) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while jobs.report()["status"] != status:  # noqa: ASYNC110 - another task's doing
-            await asyncio.sleep(0.1)
-
-
-class Door:
-    """A port of loopback that leads to another one while it is open."""
-
-    def __init__(self, to: int) -> None:
-        self._to, self.port = to, free_port()
-        self._server: asyncio.Server | None = None
-        self._inside: set[asyncio.StreamWriter] = set()
-
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._lead, "127.0.0.1", self.port)
-
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for writer in self._inside:
-            writer.transport.abort()
-
-    async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._to)
-        self._inside |= {writer, inner_writer}
-        await asyncio.gather(_pour(reader, inner_writer), _pour(inner_reader, writer))
-        self._inside -= {writer, inner_writer}
-
-
-async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while piece := await reader.read(65536):
-            writer.write(piece)
-            await writer.drain()
-    writer.close()
-
-
-@asynccontextmanager
-async def doorway(to: int) -> AsyncIterator[Door]:
-    door = Door(to)
-    await door.open()
-    try:
-        yield door
-    finally:
-        await door.close()
+def _away(network: Proxy) -> None:
+    network.link = Link.REFUSES
+    network.cut()

@@ -89,7 +89,10 @@ class Lab:
                 columns = [*table.columns.values()]
                 nothing = pl.DataFrame(schema={column.name: column.dtype for column in columns})
                 pages = transaction.scan(table, [*table.columns], rows=10**6)
-                found[name] = (pl.concat([nothing, *pages]).sort(table.key), columns)
+                found[name] = (
+                    pl.concat([nothing, *(page.select(*nothing.columns) for page in pages)]).sort(table.key),
+                    columns,
+                )
         target.close()
         return found
 
