@@ -29,8 +29,8 @@ class Link(Enum):
 
 
 class Proxy:
-    """Forwards a loopback port to a server's socket, or its own port. Faults strike every connection until changed back;
-    a lost question or answer strikes once."""
+    """Forwards a loopback port to a server's socket or to another port. Faults strike every connection
+    until changed back; a lost question or answer strikes once."""
 
     def __init__(self, upstream: Path | int) -> None:
         self._upstream = upstream
