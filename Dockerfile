@@ -3,7 +3,7 @@
 # The dependencies change seldom, and are a layer of their own, which a new version of ours leaves as it is.
 FROM python:3.11-slim-bookworm AS dependencies
 RUN pip install --no-cache-dir uv==0.13.9
-# Bytecode told by its hash, not by a time: the same lock makes the same files.
+# Bytecode is known by its source's hash, not by the time of a file, which differs between builds.
 ENV UV_COMPILE_BYTECODE=1 \
     UV_LINK_MODE=copy \
     UV_PYTHON_DOWNLOADS=never \

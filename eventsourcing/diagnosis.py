@@ -182,7 +182,13 @@ async def kafka_findings(system: System, config: EventBusConfig) -> AsyncIterato
         yield Finding(
             "topics", "ok", f"{len(needed)}, each with {counted(config.kafka_partitions, 'partition')}"
         )
-    for lag in await kafka_lags(config, system.store.storage):
+    try:
+        lags = await kafka_lags(config, system.store.storage)
+    except UnavailableError as error:
+        cure = "the user must be allowed to describe the topics and the groups; docs/guides/tls.md"
+        yield Finding("kafka groups", "failed", str(error), cure)
+        return
+    for lag in lags:
         if lag.messages:
             yield Finding(
                 f"group {lag.group}", "ok", f"{counted(lag.messages, 'message')} behind on {lag.topic}"

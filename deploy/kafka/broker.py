@@ -46,14 +46,20 @@ class BrokerUnavailableError(Exception):
 class Broker:
     """A broker on a directory of its own. Stopped and started again, it keeps its topics and its port.
 
-    `properties` are added to the broker's own and overrule them, as for a listener beside the plain one.
+    `properties` are added to the broker's own and overrule them, as for a listener beside the plain one;
+    `users` with their passwords exist from its first start, for SCRAM-SHA-512.
     """
 
     def __init__(
-        self, directory: Path, *, port: int | None = None, properties: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        properties: Mapping[str, str] | None = None,
+        users: Mapping[str, str] | None = None,
     ) -> None:
         self._directory, self._port = directory, port or _free_port()
-        self._more = dict(properties or {})
+        self._more, self._users = dict(properties or {}), dict(users or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -104,6 +110,8 @@ class Broker:
         more = "".join(f"{name}={value}\n" for name, value in self._more.items())
         draft.write_text(template.substitute(values) + more, "utf-8")
         tool = [*command, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(draft)]
+        for user, password in self._users.items():
+            tool += ["--add-scram", f"SCRAM-SHA-512=[name={user},password={password}]"]
         done = subprocess.run(tool, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BrokerUnavailableError(f"the directory cannot be formatted: {done.stderr[-500:]}")

@@ -158,7 +158,7 @@ class KafkaGroup:
         arrivals = []
         for message in messages:
             if (error := message.error()) is not None:
-                self._heed(error)
+                self._heed(error, message.topic())
                 continue
             origin = Origin((message.topic() or "", message.partition() or 0), message.offset() or 0, message)
             if self._offsets.assigned(origin.place):
@@ -171,12 +171,12 @@ class KafkaGroup:
             await self._delivery.take(arrivals)
 
     @staticmethod
-    def _heed(error: KafkaError) -> None:
+    def _heed(error: KafkaError, topic: str | None) -> None:
         if error.fatal() or error.code() in (
             KafkaError.TOPIC_AUTHORIZATION_FAILED,
             KafkaError.GROUP_AUTHORIZATION_FAILED,
         ):
-            raise UnavailableError(f"Kafka: {error.str()}")
+            raise UnavailableError(f"Kafka: {topic + ': ' if topic else ''}{error.str()}")
         if error.code() != KafkaError._PARTITION_EOF:
             _log.warning("Kafka: %s", error.str())
 

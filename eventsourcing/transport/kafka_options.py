@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from eventsourcing.config import EventBusConfig
 from eventsourcing.errors import ConfigurationError
@@ -121,11 +122,29 @@ def redacted(config: EventBusConfig, text: str) -> str:
     return text
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException | KafkaError) -> str:
     """What a client's error says, on one line."""
     inner = error.args[0] if isinstance(error, KafkaException) and error.args else error
     said = inner.str() if hasattr(inner, "str") else str(inner)
     return " ".join(said.split())
+
+
+class Refusals:
+    """Hears, as a client's `error_cb`, that it is not let in or can do no more: what its calls fail with
+    afterwards says only that nobody answered."""
+
+    def __init__(self, options: Options, then: Callable[[], None] = lambda: None) -> None:
+        self._options, self._then, self.said = options, then, ""
+
+    def heard(self, error: KafkaError) -> None:
+        """Keep what the broker says, and call `then`."""
+        if error.fatal() or error.code() in NOT_LET_IN:
+            user = self._options.get("sasl.username")
+            self.said = f"user {user!r} is refused: {reason(error)}" if user else reason(error)
+            self._then()
+
+
+NOT_LET_IN = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED})
 
 
 def _ours(config: EventBusConfig) -> Options:

@@ -2,7 +2,8 @@
 
 Batches are queued one after the other, each whole, so that messages of one key leave in the order of the
 calls; several batches may await their acknowledgement at a time. After a failure the producer is replaced:
-what was queued behind the failure must not overtake its repetition.
+what was queued behind the failure must not overtake its repetition. So it is when the broker does not let
+us in, at once: what is queued would wait for its timeout.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from eventsourcing.errors import UnavailableError
 from eventsourcing.transport.kafka_message import OutgoingMessage
-from eventsourcing.transport.kafka_options import Options
+from eventsourcing.transport.kafka_options import Options, Refusals
 
 REFUSALS = frozenset(
     {
@@ -53,8 +55,8 @@ class KafkaProducer:
         """Queue a batch behind those of earlier calls. A full local queue waits: so a slow broker slows
         its producers down. Raises UnavailableError when earlier messages were not taken."""
         async with self._order:
-            polled = self._polled = self._polled or _Polled(Producer(self._options))
-            batch = Batch(polled, len(messages))
+            polled = self._polled = self._polled or _Polled(self._options)
+            batch = Batch(polled, [message.topic for message in messages])
             for place, message in enumerate(messages):
                 settle = partial(batch.settle, place)
                 while not self._queued(polled, message, settle):  # noqa: ASYNC110 - the queue tells nobody
@@ -68,10 +70,11 @@ class KafkaProducer:
         queued behind it none will.
         """
         errors = await batch.done
-        for error in errors.values():
+        for place, error in errors.items():
             if error.code() not in REFUSALS:
                 await self._replace(batch.polled)
-                raise UnavailableError(f"Kafka did not take the events: {error.str()}")
+                why = batch.polled.refusals.said or f"{batch.topics[place]}: {error.str()}"
+                raise UnavailableError(f"Kafka did not take the events: {why}")
         return {place: error.str() for place, error in errors.items()}
 
     async def close(self) -> None:
@@ -103,35 +106,45 @@ class KafkaProducer:
 class _Polled:
     """A producer and the thread that serves its callbacks."""
 
-    def __init__(self, producer: Producer) -> None:
-        self.producer = producer
+    def __init__(self, options: Options) -> None:
+        self.refusals = Refusals(options, self._give_up)
+        self.producer = Producer(options | {"error_cb": self.refusals.heard})
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="kafka producer", daemon=True)
         self._thread.start()
 
     def _poll(self) -> None:
         while not self._ends.is_set():
-            self.producer.poll(_POLL_S)
+            try:
+                self.producer.poll(_POLL_S)
+            except KafkaException as error:  # a fatal one is raised here, and told by no callback
+                self.refusals.heard(error.args[0])
+
+    def _give_up(self) -> None:
+        """Fail what waits: it is told in this thread's next poll."""
+        self.producer.purge()
 
     def close(self, *, flush_s: float) -> None:
         """Wait for what is queued, give up the rest, and end the thread."""
-        self.producer.flush(flush_s)
+        with suppress(KafkaException):  # a fatal one: nothing more leaves
+            self.producer.flush(flush_s)
         self.producer.purge()
-        self.producer.flush(1.0)  # tells the waiting batches
+        with suppress(KafkaException):
+            self.producer.flush(1.0)  # tells the waiting batches
         self._ends.set()
         self._thread.join()
 
 
 class Batch:
-    """Messages under way; `done` is resolved once, with the errors by place."""
+    """Messages under way to topics; `done` is resolved once, with the errors by place."""
 
-    def __init__(self, polled: _Polled, size: int) -> None:
-        self.polled = polled
+    def __init__(self, polled: _Polled, topics: Sequence[str]) -> None:
+        self.polled, self.topics = polled, topics
         self._loop = asyncio.get_running_loop()
-        self._left, self._errors = size, dict[int, KafkaError]()
+        self._left, self._errors = len(topics), dict[int, KafkaError]()
         self._lock = threading.Lock()
         self.done: asyncio.Future[dict[int, KafkaError]] = self._loop.create_future()
-        if size == 0:
+        if not topics:
             self.done.set_result({})
 
     def settle(self, place: int, error: KafkaError | None, _message: Message | None) -> None:

@@ -13,16 +13,17 @@ from collections.abc import Iterable
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._metadata import TopicMetadata
 from confluent_kafka.cimpl import NewTopic
 
 from eventsourcing.config import EventBusConfig
 from eventsourcing.errors import ConfigurationError, UnavailableError
-from eventsourcing.transport.kafka_options import admin_options, reason
+from eventsourcing.transport.kafka_options import Refusals, admin_options, reason
 from eventsourcing.wording import counted
 
 _log = logging.getLogger(__name__)
 
-_TIMEOUT_S, _LOOK_AGAIN_S = 10.0, 0.02
+_FIRST_LOOK_S, _TIMEOUT_S, _LOOK_AGAIN_S = 2.0, 10.0, 0.02
 _TOPIC_CONFIG = {"retention.ms": "-1", "cleanup.policy": "delete"}
 """Events are kept: a new group starts at the first one. Never compacted: each event counts."""
 
@@ -33,13 +34,16 @@ class KafkaTopics:
     def __init__(self, config: EventBusConfig) -> None:
         self._config = config
         self._right: set[str] = set()
+        self._options = admin_options(config)
+        self._refusals = Refusals(self._options)
         self._client: AdminClient | None = None
 
     async def ensure(self, topics: Iterable[str]) -> None:
         """Make sure that these topics are there, as the setting `kafka_provisioning` says.
 
-        Raises ConfigurationError for a topic that is missing or has another number of partitions,
-        UnavailableError without a broker; then some may have been made.
+        Raises ConfigurationError for a topic that is missing or has another number of partitions, and for
+        a user who is not let in or may not make it, UnavailableError without a broker; then some may have
+        been made.
         """
         wanted = sorted(set(topics) - self._right)
         if wanted and self._config.kafka_provisioning != "none":
@@ -49,7 +53,7 @@ class KafkaTopics:
     async def partitions(self) -> dict[str, int]:
         """The topics of this prefix that exist and how many partitions each has.
 
-        Raises UnavailableError without a broker.
+        Raises ConfigurationError for a user who is not let in, UnavailableError without a broker.
         """
         return await asyncio.to_thread(self._partitions)
 
@@ -103,16 +107,28 @@ class KafkaTopics:
 
     def _partitions(self) -> dict[str, int]:
         try:
-            found = self._admin().list_topics(timeout=_TIMEOUT_S).topics
+            found = self._listed(_FIRST_LOOK_S) or self._admin().list_topics(timeout=_TIMEOUT_S).topics
         except KafkaException as error:
             raise _translated("topics cannot be listed", error) from error
         prefix = f"{self._config.topic_prefix}."
         return {name: len(topic.partitions) for name, topic in found.items() if name.startswith(prefix)}
 
+    def _listed(self, within_s: float) -> dict[str, TopicMetadata] | None:
+        """All topics, None when nobody answers in time. Who is not let in is told so."""
+        admin = self._admin()
+        try:
+            return admin.list_topics(timeout=within_s).topics
+        except KafkaException:
+            self._refusals.said = ""
+            admin.poll(0)
+            if self._refusals.said:
+                raise ConfigurationError(f"Kafka: {self._refusals.said}") from None
+            return None
+
     def _admin(self) -> AdminClient:
         """One client for as long as the bus lives: answers of one that is gone never come."""
         if self._client is None:
-            self._client = AdminClient(admin_options(self._config))
+            self._client = AdminClient(self._options | {"error_cb": self._refusals.heard})
         return self._client
 
 
@@ -120,7 +136,6 @@ _FAULTS_OF_SETTINGS = frozenset(
     {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
         KafkaError.INVALID_REPLICATION_FACTOR,
         KafkaError.POLICY_VIOLATION,
         KafkaError.INVALID_PARTITIONS,

@@ -1,4 +1,4 @@
-"""The whole Compose file as processes, over a real PostgreSQL and a real Kafka, once for all tests here."""
+"""The whole Compose file as processes, over a real PostgreSQL and a real Kafka, once for a file of tests."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ def place() -> Iterator[Path]:
         yield directory
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def deployment() -> Iterator[Deployment]:
-    """Everything that `docker compose up` would start, healthy."""
+    """Everything that `docker compose up` would start, healthy; it ends with the file's last test, for a
+    folder that is no package would keep it until the session's end."""
     compose = load_compose(ROOT / "docker-compose.yml")
     with rehearsal_directory() as directory, server_of(NEWEST) as server, own_broker() as broker:
         address = _published(server, compose["services"]["event-store-db"])

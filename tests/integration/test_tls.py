@@ -19,19 +19,20 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from deploy.kafka.broker import Broker, BrokerUnavailableError
 from eventsourcing import EventBus, EventBusConfig, EventStore, Settings, UserMigratedEvent
 from eventsourcing.errors import ConfigurationError, UnavailableError
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
 from resources.siblings import sibling_database
 from tests.api.conftest import free_port
+from tests.brokers import secured_broker
 from tests.certificates import Authority, authority
-from tests.servers import OLDEST, Server, own, server_of, unavailable
+from tests.servers import OLDEST, Server, own, server_of
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = f"127.{random.randrange(16, 240)}.{random.randrange(1, 250)}.1"
+PASSWORD = "right-canary-73"
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +57,17 @@ def encrypted_server(trusted: Authority) -> Iterator[tuple[Server, str]]:
             shutil.copy(source, server.data / name)
             (server.data / name).chmod(0o600)
             own(server.data / name)
-        (server.data / "pg_hba.conf").write_text("local all all trust\nhostssl all all 127.0.0.0/8 trust\n")
+        (server.data / "pg_hba.conf").write_text(
+            "local all all trust\nhostssl all all 127.0.0.0/8 scram-sha-256\n"
+        )
         server.start("ssl=on", f"listen_addresses={ADDRESS}", "fsync=off")
+        say = f"ALTER ROLE postgres PASSWORD '{PASSWORD}'"
+        server.run("psql", "-qX", "-h", server.directory, "-U", "postgres", "-c", say)
         yield server, ADDRESS
 
 
 def encrypted_settings(
-    server: tuple[Server, str], monkeypatch: pytest.MonkeyPatch, **values: str
+    server: tuple[Server, str], monkeypatch: pytest.MonkeyPatch, password: str = PASSWORD, **values: str
 ) -> Settings:
     """Settings over a new database of the server, `values` among the environment."""
     host, address = server
@@ -74,7 +79,7 @@ def encrypted_settings(
     with engine.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
     engine.dispose()
-    monkeypatch.setenv("DATABASE_URL", f"postgresql+asyncpg://postgres@{address}/{name}")
+    monkeypatch.setenv("DATABASE_URL", f"postgresql+asyncpg://postgres:{password}@{address}/{name}")
     for key, value in values.items():
         monkeypatch.setenv(key, value)
     return Settings.load()
@@ -102,6 +107,19 @@ async def test_the_event_database_is_reached_encrypted_by_everything_that_reache
         assert connection.execute(text(question)).scalar() is True
     engine.dispose()
     assert Settings.load().database_url == settings.database_url
+
+
+async def test_a_wrong_password_is_refused_and_not_told(
+    encrypted_server: tuple[Server, str], trusted: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encrypted = {
+        "ESM_DATABASE_SSLMODE": "verify-full",
+        "ESM_DATABASE_SSL_ROOT_CERT": str(trusted.certificate),
+    }
+    settings = encrypted_settings(encrypted_server, monkeypatch, password="wrong-canary-74", **encrypted)
+    with pytest.raises(ConfigurationError, match="password authentication failed") as told:
+        await EventStore(settings.store_config()).initialize()
+    assert "canary" not in str(told.value)
 
 
 @pytest.mark.parametrize("mode", ["disable", "verify-ca", "verify-full"])
@@ -248,30 +266,8 @@ def test_a_key_of_another_certificate_is_one_line(trusted: Authority) -> None:
 @pytest.fixture(scope="module")
 def encrypted_broker(trusted: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a broker's listener that speaks TLS."""
-    certificate, key = trusted.sign("kafka")
-    store = certificate.with_suffix(".keystore")
-    store.write_text(key.read_text("utf-8") + certificate.read_text("utf-8"), "utf-8")
-    plain, encrypted, controller = free_port(), free_port(), free_port()
-    places = {"PLAINTEXT": plain, "TLS": encrypted}
-    listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, port in places.items())
-    broker = Broker(
-        tmp_path_factory.mktemp("broker") / "broker",
-        port=plain,
-        properties={
-            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": listeners,
-            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,TLS:SSL",
-            "ssl.keystore.type": "PEM",
-            "ssl.keystore.location": str(store),
-        },
-    )
-    try:
-        broker.start()
-    except BrokerUnavailableError as error:
-        unavailable("Kafka", str(error))
-    yield f"127.0.0.1:{encrypted}"
-    broker.stop()
+    with secured_broker(tmp_path_factory.mktemp("broker"), trusted, protocol="SSL") as (_, address):
+        yield address
 
 
 def encrypted_bus(address: str, trusts: Authority) -> EventBusConfig:
