@@ -10,10 +10,13 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "guides" / "migrate.md").read_text("utf-8")
 
 
+@pytest.mark.timeout(300)  # a dozen commands, each a process
 def test_the_blocks_lead_from_the_plan_to_the_target_as_it_was(tmp_path: Path, database_url: str) -> None:
     script = "\n".join(re.findall(r"```bash\n(.*?)```", GUIDE, re.S))
     environment = {

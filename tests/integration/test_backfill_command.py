@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from eventsourcing import EventStore
 from eventsourcing.event_files import rows_of_file
 from eventsourcing.storage.postgres import PostgresStorage
+from tests import terminal
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -69,16 +71,9 @@ FILES = {"ndjson": as_ndjson, "jsonl": as_ndjson, "csv": as_csv, "parquet": as_p
 def esm(store_url: str, tmp_path: Path) -> Esm:
     """Run `esm events …` to its end."""
 
-    def run(*arguments: object) -> object:
-        return subprocess.run(
-            [sys.executable, "-m", "api.cli", "events", *map(str, arguments)],
-            env={**os.environ, "DATABASE_URL": store_url, "ESM_DATA_DIR": str(tmp_path), "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run  # type: ignore[return-value]  # any number of arguments
+    return partial(
+        terminal.esm, "events", settings={"DATABASE_URL": store_url, "ESM_DATA_DIR": str(tmp_path)}
+    )
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,8 @@ import pytest
 
 from eventsourcing.testing import a_migration
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
+from tests import terminal
+from tests.terminal import ESM, refused
 from tests.waiting import blocked_until
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -39,23 +40,9 @@ def esm(environment: dict[str, str]) -> Esm:
     """Run `esm` to its end."""
 
     def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "api.cli", *arguments],
-            env={**environment, **changes},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return terminal.esm(*arguments, settings={**environment, **changes})
 
     return run
-
-
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line with which a command was refused."""
-    assert done.returncode != 0
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("esm: ")
-    return line
 
 
 @pytest.fixture
@@ -223,7 +210,7 @@ def up(environment: dict[str, str], ports: dict[str, str], tmp_path: Path) -> It
     """`esm up`, ready."""
     with (tmp_path / "up.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api.cli", "up"],
+            [*ESM, "up"],
             env={**environment, **ports},
             stdout=log,
             stderr=log,

@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from pipelines.migration.legacy_panel import create_target_schema, generate_legacy_panel, mapping_path
 from tests.databases import execute
-
-Esm = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.terminal import ESM, esm, refused
 
 
 class Terminal:
@@ -40,7 +38,7 @@ class Terminal:
         self.mapping = folder / "mapping.yaml"
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "api.cli", "migrate", *arguments]
+        return [*ESM, "migrate", *arguments]
 
     def over(self, command: str, *more: str, mapping: Path | None = None) -> list[str]:
         """The arguments of a command that connects to both."""
@@ -48,9 +46,7 @@ class Terminal:
         return [command, str(mapping or self.mapping), *both, *more]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments), env=self.environment, capture_output=True, text=True, check=False
-        )
+        return esm("migrate", *arguments, settings=self.environment)
 
     def sql(self, statement: str) -> object:
         return next((row[0] for row in execute(self.target, statement)), None)
@@ -70,13 +66,6 @@ def slow_terminal(terminal: Terminal) -> Terminal:
     """The same in so many chunks that a run can be interrupted on its way."""
     terminal.mapping.write_text(mapping_path().read_text().replace("rows: 1000", "rows: 20"))
     return terminal
-
-
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 1, done.stdout
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("esm: ")
-    return line
 
 
 def test_from_the_plan_to_an_empty_target(terminal: Terminal) -> None:

@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from eventsourcing import EventBus, EventBusConfig, EventStore, UserMigratedEven
 from eventsourcing.dead_letter_queue import DeadLetterQueue
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import InMemoryHandler
+from tests import terminal
 from tests.api.service_process import running
+from tests.terminal import ESM, refused
 from tests.waiting import blocked_until, until
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -64,14 +65,7 @@ def environment(store_url: str, tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def esm(environment: dict[str, str], tmp_path: Path) -> Esm:
     def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "api.cli", *arguments],
-            env={**environment, **changes},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return terminal.esm(*arguments, settings={**environment, **changes}, directory=tmp_path)
 
     return run
 
@@ -155,11 +149,7 @@ def test_dead_letters_are_listed_shown_redriven_and_discarded(
     ],
 )
 def test_a_wrong_call_is_one_line(esm: Esm, arguments: tuple[str, ...], said: str) -> None:
-    done = esm("dlq", *arguments)
-    (line,) = done.stderr.strip().splitlines()
-    assert done.returncode != 0
-    assert line.startswith("esm: ")
-    assert said in line
+    assert said in refused(esm("dlq", *arguments))
 
 
 def test_a_redrive_killed_again_and_again_ends_right(
@@ -170,7 +160,7 @@ def test_a_redrive_killed_again_and_again_ends_right(
     (tmp_path / "cured").touch()
     ledger = tmp_path / "ledger"
     for kill in range(1, 4):
-        command = [sys.executable, "-m", "api.cli", "dlq", "redrive", "ledger", "--all", "--why", "fixed"]
+        command = [*ESM, "dlq", "redrive", "ledger", "--all", "--why", "fixed"]
         with subprocess.Popen(
             command, env={**environment, "SLOW": "0.02"}, cwd=tmp_path, stdout=subprocess.DEVNULL
         ) as redriving:

@@ -16,6 +16,7 @@ from eventsourcing import Settings
 from eventsourcing.testing import a_migration
 from tests.api.conftest import append, assert_problem, free_port, serving
 from tests.servers import NEWEST, Server, new_database, server_of
+from tests.waiting import BOUND_S
 
 SNAPSHOT = {"aggregate_id": "migration-123"}
 
@@ -42,7 +43,7 @@ async def settings(
 
 async def until(client: httpx2.AsyncClient, status: str, *, jobs: str | None = None) -> dict[str, str]:
     """What `/health` says of jobs once the service, and what it says of them, have come to these states."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(BOUND_S):
         while True:
             report = (await client.get("/health")).json()
             found: dict[str, str] = report["checks"]["jobs"]

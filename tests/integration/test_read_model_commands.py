@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from eventsourcing.readmodels import USER_MIGRATIONS_MODEL
 from eventsourcing.snapshots import SNAPSHOTS
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
+from tests import terminal
 
 Esm = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -24,13 +24,7 @@ Esm = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def esm(store_url: str, tmp_path: Path) -> Esm:
     """Run `esm` to its end."""
-    environment = {**os.environ, "DATABASE_URL": store_url, "ESM_DATA_DIR": str(tmp_path), "COLUMNS": "160"}
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "api.cli", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-    return run
+    return partial(terminal.esm, settings={"DATABASE_URL": store_url, "ESM_DATA_DIR": str(tmp_path)})
 
 
 def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:

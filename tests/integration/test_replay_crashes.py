@@ -124,6 +124,7 @@ def agree(undisturbed: dict[str, Any], killed: dict[str, Any], said: list[str], 
     assert [line for line in said if line.startswith("told")] == []
 
 
+@pytest.mark.timeout(300)  # five processes, one after the other, each over everything
 async def test_a_killed_replay_is_resumed_to_the_same_state(store_url: str) -> None:
     async with EventStore(storage=PostgresStorage(store_url)) as store:
         await fill(store, 60_000)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from eventsourcing import BaseEvent, EventStore
 from eventsourcing.storage.postgres import PostgresStorage
 from eventsourcing.testing import a_migration
+from tests import terminal
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,17 +31,13 @@ def plugin(tmp_path: Path) -> Path:
 
 
 def esm(database_url: str, plugin: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
+    settings = {
         "DATABASE_URL": database_url,
         "ESM_DATA_DIR": str(plugin),
         "ESM_PLUGINS": "team_orders",
         "PYTHONPATH": f"{ROOT}:{plugin}",
     }
-    return subprocess.run(
-        [sys.executable, "-m", "api.cli", "sequences", *arguments],
-        capture_output=True, text=True, check=False, env=environment, cwd=ROOT,
-    )  # fmt: skip
+    return terminal.esm("sequences", *arguments, settings=settings, directory=ROOT)
 
 
 def an_event(aggregate_id: str, event_type: str) -> BaseEvent:
