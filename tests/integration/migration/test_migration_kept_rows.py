@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eventsourcing import EventStore
-from pipelines.migration import Progress, parse_mapping
+from pipelines.migration import Progress, parse_mapping, told
 from pipelines.migration.target import open_target
 from pipelines.migration.worktables import written_to
 from tests.integration.migration.lab import Lab
@@ -159,3 +159,24 @@ async def test_a_column_that_others_added_since_holds_what_nobody_may_delete(thi
         things.execute("ALTER TABLE things ADD extra text DEFAULT 'of others'")
         undone = (await migration.rollback("a rehearsal")).facts
     assert (undone["conflicts"], things.rows("things")) == (ROWS, ROWS)
+
+
+@pytest.mark.parametrize(("kind", "reads"), [("json", False), ("jsonb", True)])
+async def test_json_that_keeps_its_text_is_compared_as_text(
+    kind: str, reads: bool, things: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    things.execute(f"ALTER TABLE things ALTER amount TYPE {kind} USING NULL")
+    read: list[str] = []
+    decode = told._target_data
+
+    def noted(payload: str) -> told.Row:
+        read.append(payload)
+        return decode(payload)
+
+    monkeypatch.setattr(told, "_target_data", noted)
+    async with EventStore(use_memory=True) as store:
+        migration = await load(things, store)
+        assert await changed(migration) == {}
+        assert bool(read) is reads
+        things.execute("UPDATE things SET amount = '2.25' WHERE id = 1")
+        assert await changed(migration) == {"1": ["amount"]}
