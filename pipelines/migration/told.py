@@ -110,9 +110,8 @@ class Telling:
         """Whether the rows of a table, the record's own or its children, can be compared as texts."""
         columns = told_columns(self.run, self.entity, child)
         keys = {column.kind for column in self.entity.target_key}
-        same = all(column.kind in _SAME_TEXT or column.type_name == "json" for column in columns) and (
-            len(self.entity.target_key) == 1 or keys <= _PLAIN
-        )
+        same = all(column.kind in _SAME_TEXT or column.type_name == "json" for column in columns)
+        same = same and (len(self.entity.target_key) == 1 or keys <= _PLAIN)
         return same and not _MARKS & {*self.entity.loaded_columns, *self.entity.columns}
 
     def texts(self, child: ChildPlan | None, payloads: pl.Series) -> pl.DataFrame:
