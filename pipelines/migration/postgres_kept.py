@@ -11,8 +11,8 @@ from sqlalchemy.dialects import postgresql as pg
 _KEPT = re.compile(
     "smallint|integer|bigint|boolean|uuid|date|bytea|text|character varying.*|timestamp with(out)? time zone"
 )
-"""Types that keep every value. `char(n)` pads, `numeric(p, s)`, `real`, `timestamp(n)` round, `jsonb` sorts,
-and a domain may be of any of them."""
+"""Types that keep every value. `char(n)` pads; `numeric(p, s)`, `real` and `timestamp(n)` round; `jsonb`
+sorts."""
 _ON_INSERT = 4
 """TRIGGER_TYPE_INSERT of PostgreSQL's pg_trigger.h."""
 

@@ -34,7 +34,8 @@ Row = dict[str, Any]
 _PLAIN = frozenset({"text", "integer", "uuid"})
 """Kinds whose text in JSON is their text in a key."""
 _SAME_TEXT = frozenset({"text", "integer", "boolean", "datetime", "datetime_tz", "date", "uuid", "binary"})
-"""Kinds of columns whose values have one text in JSON, whichever database they come from."""
+"""Kinds of columns whose values have one text in JSON, whichever database they come from. A column of type
+`json` (not `jsonb`) is among them: it keeps the text it was given."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,10 @@ class Telling:
 
     def has_same_text(self, child: ChildPlan | None) -> bool:
         """Whether the rows of a table, the record's own or its children, can be compared as texts."""
-        kinds = {column.kind for column in told_columns(self.run, self.entity, child)}
+        columns = told_columns(self.run, self.entity, child)
         keys = {column.kind for column in self.entity.target_key}
-        same = kinds <= _SAME_TEXT and (len(self.entity.target_key) == 1 or keys <= _PLAIN)
+        same = all(column.kind in _SAME_TEXT or column.type_name == "json" for column in columns)
+        same = same and (len(self.entity.target_key) == 1 or keys <= _PLAIN)
         return same and not _MARKS & {*self.entity.loaded_columns, *self.entity.columns}
 
     def texts(self, child: ChildPlan | None, payloads: pl.Series) -> pl.DataFrame:
