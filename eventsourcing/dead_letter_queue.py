@@ -28,7 +28,7 @@ from eventsourcing.storage.base import StateTransaction, Storage
 from eventsourcing.store import EventStore
 
 _FRONTS = "/fronts"
-"""The part of an act that names what a discard takes: the keys in front, by aggregate."""
+"""The part of an act that says what a discard takes: aggregates in order, and the keys in front of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,17 +198,21 @@ class DeadLetterQueue:
                 fronts = await acts.recall(transaction, token, part=_FRONTS)
                 if begun is None or fronts is None:
                     begun = {"entry": await audit.begin(transaction, "discard", by=by, what=what, why=why)}
-                    fronts = {
-                        name: [key for key, _ in await _in_front(transaction, selection.group, name, letters)]
+                    taken = [
+                        (
+                            name,
+                            [key for key, _ in await _in_front(transaction, selection.group, name, letters)],
+                        )
                         for name in chosen
-                    }
+                    ]
+                    fronts = {"of": taken}  # a list: JSON keeps no order of names
                     await acts.remember(transaction, token, fronts, part=_FRONTS)
                     await acts.remember(transaction, token, begun)
             dropped = _Dropped(**begun)
-            for name in list(fronts)[dropped.passed :]:
-                only = None if whole_queue else fronts[name]
+            for name, front in fronts["of"][dropped.passed :]:
+                only = None if whole_queue else front
                 await self._drop(storage, selection.group, name, dropped, only=only, token=token)
-            result = Discarded(dropped.count, len(fronts) - len(dropped.behind), tuple(dropped.behind))
+            result = Discarded(dropped.count, len(fronts["of"]) - len(dropped.behind), tuple(dropped.behind))
             async with storage.transaction() as transaction:
                 counts = {"released": result.released, "behind": len(dropped.behind)}
                 await audit.complete(transaction, dropped.entry, {**dropped.told(), **counts})

@@ -19,7 +19,8 @@ from eventsourcing.storage.base import StateTransaction
 from eventsourcing.storage.postgres import PostgresStorage
 
 left: ContextVar[list[int] | None] = ContextVar("left", default=None)
-"""How many transactions the process of this request lives for; None of one that lives on."""
+"""How many begins and commits of transactions the process of this request lives to see; None of one that
+lives on."""
 
 
 class ProcessEnded(BaseException):
@@ -37,19 +38,24 @@ def end_process() -> None:
 
 
 class MortalStorage(PostgresStorage):
-    """Over PostgreSQL; at the n-th transaction of a request it ends, and nothing is written from then on."""
+    """Over PostgreSQL; at the n-th begin or commit of a request it ends, and nothing is written from then
+    on."""
 
     end: Callable[[], None] = staticmethod(end_request)
 
     @asynccontextmanager
     async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[StateTransaction]:
+        self._live()
+        async with super().transaction(snapshot=snapshot) as transaction:
+            yield transaction
+            self._live()
+
+    def _live(self) -> None:
         lives = left.get()
         if lives is not None:
             if lives[0] == 0:
                 self.end()
             lives[0] -= 1
-        async with super().transaction(snapshot=snapshot) as transaction:
-            yield transaction
 
 
 def storage_of(config: EventStoreConfig, _: Path) -> MortalStorage:
@@ -58,7 +64,7 @@ def storage_of(config: EventStoreConfig, _: Path) -> MortalStorage:
 
 
 class Mortality:
-    """Lets a POST live for as many transactions as the environment's LIVES says."""
+    """Lets a POST live for as many of these as the environment's LIVES says."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

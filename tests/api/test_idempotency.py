@@ -201,7 +201,8 @@ async def test_a_key_held_by_a_process_that_is_gone_is_taken_over_at_once(store:
     assert refused.value.status_code == 409
     await held_by(store, {"host": socket.gethostname(), "pid": 1, "created": 0.0})
     taking = asyncio.create_task(asked(store)(work))
-    await work.repeated.wait()
+    async with asyncio.timeout(30):
+        await work.repeated.wait()
     work.go.set()
     assert (await taking).body == (await lost).body
     assert work.tokens[0] == work.tokens[1]

@@ -11,9 +11,11 @@ from uuid import uuid4
 import httpx2
 import pytest
 import pytest_asyncio
+from fastapi import Request
 
-from api.access import Scope
+from api.access import CALLER, Caller, Scope
 from api.feed import LiveFeed
+from api.gate import Gate
 from api.sse import EventStream, event_frame, masked_frame
 from eventsourcing import BaseEvent, EventQuery, EventStore, RecordedEvent, Settings
 from eventsourcing.events import registered_events
@@ -214,3 +216,42 @@ async def test_the_stream_of_a_service_is_masked(store_url: str) -> None:
                     frames = (line async for line in answer.aiter_lines() if line.startswith("data: "))
                     event = json.loads((await anext(frames)).removeprefix("data: "))
                 assert event["data"]["username"] == expected
+
+
+ROUTES = [
+    "/events",
+    "/events/{event_id}",
+    "/migrations/stats",
+    "/migrations/{migration_id:path}/stats",
+    "/users/migrations",
+    "/admins/migrations",
+    "/migrations/{migration_id}/quarantine",
+    "/migrations/{migration_id}",
+    "/snapshot",
+    "/snapshot/{aggregate_id:path}",
+    "/replay/{replay_id}",
+]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_planted_a_route_that_masks_nothing_is_caught(
+    services: Services, stored: EventStore, unique: str, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    admit = Gate.admit
+
+    async def unmasked(self: Gate, request: Request, scope: Scope) -> Caller:
+        caller = await admit(self, request, scope)
+        if request.scope["route"].path == route:
+            caller = Caller.named(caller.name, [*caller.scopes, Scope.READ_PERSONAL])
+            request.scope[CALLER] = caller
+        return caller
+
+    monkeypatch.setattr(Gate, "admit", unmasked)
+    of_jobs = route in ("/migrations/{migration_id}", "/replay/{replay_id}")
+    asked = (
+        test_what_jobs_tell_of_people_is_masked
+        if of_jobs
+        else test_personal_data_comes_out_only_to_who_may_see_it
+    )
+    with pytest.raises(AssertionError, match=f"(?s){CANARY}"):
+        await asked(services, stored, unique)

@@ -23,7 +23,7 @@ PATH = "/read-models/user-migrations/rebuild"
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("lives", "ran"), [(2, 0), (3, 1)], ids=["before its run", "after its run was made"])
+@pytest.mark.parametrize(("lives", "ran"), [(4, 0), (6, 1)], ids=["before its run", "after its run was made"])
 async def test_a_repeat_after_a_kill_finds_the_run(
     postgres_server: EmbeddedPostgres, tmp_path: Path, lives: int, ran: int
 ) -> None:
