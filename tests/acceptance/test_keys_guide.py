@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -82,14 +83,20 @@ async def test_a_stream_whose_client_takes_nothing_ends_then_too(
     async with EventStore(storage=PostgresStorage(url, pool_size=2)) as store:
         key, text = await create_key(store.storage, "sleeper", [Scope.READ, Scope.METRICS], lasts=None)
         _, metrics = await create_key(store.storage, "prometheus", [Scope.METRICS], lasts=None)
-        filler = {"username": "x" * 300_000, "source_data": {}, "target_data": {}}
+        filler = {"username": "x" * 600_000, "source_data": {}, "target_data": {}}
         for number in range(40):
             await store.append_event(UserMigratedEvent(user_id=f"user-{number}", **filler))
         settings = {"ESM_REPLAY_SERVICE_PORT": str(port), "ESM_AUTHENTICATION": "on"}
         start("tests.api.inline_replay_service", DATABASE_URL=url, **settings)
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             await _ready(client)
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
+            made = socket.socket()
+            made.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
+            )  # or the kernel takes it for the client
+            made.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", port))
+            reader, writer = await asyncio.open_connection(sock=made, limit=4096)
             asked = f"GET /events/stream HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {text}\r\n\r\n"
             writer.write(asked.encode())
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
