@@ -20,6 +20,7 @@ from api.dependencies import OpenStore, event_json, json_response, reach
 from api.doors import open_doors
 from api.health import health_router
 from api.launcher import Launcher, StartedOnDemand, make_launcher
+from api.limits import Turns
 from api.measured import metrics_router
 from api.migrations import migrations, pages
 from api.paging import next_link, page_of_events, page_of_states
@@ -69,7 +70,9 @@ async def query_events(
 ) -> Response:
     """The events that match every filter given, in pages."""
     await reach(store, filters.min_position)
-    page, cursor = await page_of_events(store, filters, masked=not caller.sees_personal_data)
+    readings: Turns = request.app.state.readings_of_events
+    async with readings.turn():
+        page, cursor = await page_of_events(store, filters, masked=not caller.sees_personal_data)
     return json_response(b"[" + b",".join(page) + b"]", headers=next_link(request, cursor))
 
 
@@ -158,6 +161,8 @@ def create_app(settings: Settings | None = None, launcher: Launcher | None = Non
                 ready=None if launcher else readiness(system.settings),
             )
             app.state.system, app.state.jobs = system, jobs
+            # A filter that matches next to nothing looks at every event; it may not take the whole pool.
+            app.state.readings_of_events = Turns(max(system.settings.pool_size // 2, 1))
             async with open_doors(app, system):
                 try:
                     jobs.look_ahead()

@@ -8,8 +8,12 @@ A seat is held from the gate until the answer has left, so that waiting, slow re
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from eventsourcing import UnavailableError
 
 MAX_BUCKETS = 10_000
 
@@ -67,3 +71,24 @@ class Seats:
             self._taken[name] = left
         else:
             del self._taken[name]
+
+
+class Turns:
+    """At most `count` at a time of work that may take long; the others wait, in order."""
+
+    def __init__(self, count: int, *, wait_s: float = 5.0) -> None:
+        self._free, self._wait_s = asyncio.Semaphore(count), wait_s
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Do the work of the block when it is its turn. Raises UnavailableError when that takes too long;
+        then nothing was begun."""
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise UnavailableError(f"{self._wait_s:g} s were not enough to get a turn") from error
+        try:
+            yield
+        finally:
+            self._free.release()

@@ -36,7 +36,7 @@ STALLED_S = 300.0
 """A client that takes nothing for this long is gone."""
 
 FAREWELL_S = 1.0
-"""How long a stream may take to end, on a signal or when its caller may not have it, before it is cut off."""
+"""How long a stream may take to end on a signal before it is cut off."""
 
 _BATCH = 200
 _CHUNK_BYTES = 1024 * 1024
@@ -199,7 +199,6 @@ class StreamResponse(EventSourceResponse):
         self, stream: EventStream, *, still_admitted: Callable[[], Awaitable[bool]] | None = None
     ) -> None:
         stopping = anyio.Event()
-        self._life = anyio.CancelScope()
 
         async def end_when_stopping() -> None:
             while not stopping.is_set():
@@ -207,9 +206,7 @@ class StreamResponse(EventSourceResponse):
                     await stopping.wait()
                 if still_admitted is not None and not await still_admitted():
                     log.info("a stream was ended: its caller may not have it any more")
-                    stream.end()
-                    await anyio.sleep(FAREWELL_S)
-                    self._life.cancel()  # its client takes nothing, and so it does not come to its end
+                    break
             stream.end()
 
         super().__init__(
@@ -226,8 +223,7 @@ class StreamResponse(EventSourceResponse):
         """Send the stream to its end."""
         _clients.add(self)
         try:
-            with self._life:
-                await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send)
         except SendTimeoutError:
             log.info("a stream was closed: its client took nothing for %d s", STALLED_S)
         finally:

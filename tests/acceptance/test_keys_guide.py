@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ import pytest
 from api.access import Scope
 from api.gate import REVOKED_WITHIN_S
 from api.keys import create_key, revoke_key
-from eventsourcing import EventStore
+from eventsourcing import EventStore, UserMigratedEvent
 from eventsourcing.storage.postgres import PostgresStorage
 from tests.api.conftest import ROOT, Start, free_port, start
 from tests.api.service_process import running
@@ -71,6 +73,46 @@ async def test_a_stream_ends_within_the_promised_time_after_its_key_was_revoked(
             ended_after = time.monotonic() - revoked_at
             assert ended_after < REVOKED_WITHIN_S + 5, "the promise, and what a busy machine adds"
             assert (await client.get("/replay", headers=caller)).status_code == 401
+
+
+@pytest.mark.timeout(240)
+async def test_a_stream_whose_client_takes_nothing_ends_then_too(
+    new_database: Callable[[], str], start: Start
+) -> None:
+    url, port = new_database(), free_port()
+    async with EventStore(storage=PostgresStorage(url, pool_size=2)) as store:
+        key, text = await create_key(store.storage, "sleeper", [Scope.READ, Scope.METRICS], lasts=None)
+        _, metrics = await create_key(store.storage, "prometheus", [Scope.METRICS], lasts=None)
+        filler = {"username": "x" * 600_000, "source_data": {}, "target_data": {}}
+        for number in range(40):
+            await store.append_event(UserMigratedEvent(user_id=f"user-{number}", **filler))
+        settings = {"ESM_REPLAY_SERVICE_PORT": str(port), "ESM_AUTHENTICATION": "on"}
+        start("tests.api.inline_replay_service", DATABASE_URL=url, **settings)
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            await _ready(client)
+            made = socket.socket()
+            made.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
+            )  # or the kernel takes it for the client
+            made.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", port))
+            reader, writer = await asyncio.open_connection(sock=made, limit=4096)
+            asked = f"GET /events/stream HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {text}\r\n\r\n"
+            writer.write(asked.encode())
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            assert await _open_streams(client, metrics) == 1
+            await revoke_key(store.storage, key.id)
+            revoked_at = time.monotonic()
+            while await _open_streams(client, metrics):
+                assert time.monotonic() - revoked_at < REVOKED_WITHIN_S + 10, "and what a busy machine adds"
+                await asyncio.sleep(0.5)
+            writer.transport.abort()
+
+
+async def _open_streams(client: httpx2.AsyncClient, key: str) -> int:
+    told = (await client.get("/metrics", headers={"Authorization": f"Bearer {key}"})).text
+    (count,) = re.findall(r"^es_sse_clients(?:{.*})? (\d+)", told, re.M)
+    return int(count)
 
 
 async def _ready(client: httpx2.AsyncClient) -> None:

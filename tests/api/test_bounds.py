@@ -12,6 +12,7 @@ import pytest
 from fastapi import Request
 
 import api.gate
+from api import event_service
 from api.access import Caller, Scope
 from api.gate import Gate
 from api.keys import create_key
@@ -20,8 +21,9 @@ from api.problems import ProblemError
 from eventsourcing import EventStore, Settings
 from eventsourcing.storage.base import StateTransaction
 from eventsourcing.storage.memory import InMemoryStorage
+from eventsourcing.storage.postgres import PostgresStorage
 from tests.api.callers import bearer, both, caller, guarded, key_for
-from tests.api.conftest import InlineLauncher, a_body, assert_problem
+from tests.api.conftest import InlineLauncher, a_body, assert_problem, serving
 from tests.api.service_process import raw, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -231,3 +233,23 @@ async def test_an_answer_is_not_told_again_to_who_may_not_see_it_any_more(
 
 def _with_scopes(scopes: frozenset[Scope]) -> Callable[[Any], Any]:
     return lambda key: Caller(f"key:{key.name}/{key.id}", scopes)
+
+
+async def test_slow_reads_leave_connections_to_appends_and_probes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, unique: str
+) -> None:
+    async def slowly(store: EventStore, _filters: Any, *, masked: bool) -> tuple[list[bytes], None]:
+        assert isinstance(store.storage, PostgresStorage)
+        await store.storage.pool.fetchval("SELECT pg_sleep(4)")
+        return [b'"masked"'] if masked else [], None
+
+    monkeypatch.setattr(event_service, "page_of_events", slowly)
+    small = settings.model_copy(update={"pool_size": 2})
+    async with serving(event_service.create_app(small)) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        reads = [asyncio.create_task(client.get("/events")) for _ in range(10)]
+        await asyncio.sleep(0.5)
+        assert (await client.post("/events", json=a_body(unique))).status_code == 201
+        assert (await client.get("/readyz")).status_code == 200
+        statuses = [read.status_code for read in await asyncio.gather(*reads)]
+        assert set(statuses) == {200, 503}, "who waits too long for a turn is told to come again"
