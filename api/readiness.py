@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx2
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -19,6 +18,9 @@ from api.launcher import NotReadyError
 from eventsourcing.config import Settings
 from eventsourcing.errors import EventSourcingError
 from resources.dagster_home import LOCATION, dagster_database_url
+
+if TYPE_CHECKING:
+    import httpx2
 
 _TIMEOUT_S = 3.0
 
@@ -33,6 +35,8 @@ def readiness(settings: Settings) -> Callable[[], Awaitable[None]]:
     async def require() -> None:
         await asyncio.to_thread(_require_storage, settings)
         if settings.launcher == "queue":
+            import httpx2
+
             async with httpx2.AsyncClient() as client:
                 await require_webserver(client, webserver_url(settings))
 
@@ -46,6 +50,8 @@ def webserver_url(settings: Settings) -> str:
 
 async def require_webserver(client: httpx2.AsyncClient, url: str) -> None:
     """Raise NotReadyError unless Dagster's webserver answers there and has loaded our jobs."""
+    import httpx2
+
     try:
         answer = await client.post(f"{url}/graphql", json={"query": _LOCATIONS}, timeout=_TIMEOUT_S)
         answer.raise_for_status()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
 
-from api import event_service
+from api import event_service, replay_service
 from api.problems import KINDS
 from eventsourcing import Settings, UnavailableError
 from tests.api.conftest import InlineLauncher, a_body, assert_problem, serving
@@ -162,8 +163,17 @@ async def test_documented_errors_are_problems_and_operations_keep_their_names(
     assert operations.keys() == names[request.node.callspec.params["client"]]
 
 
-async def test_health_when_all_is_well(events: httpx2.AsyncClient, replays: httpx2.AsyncClient) -> None:
-    for client, service in ((events, "event-service"), (replays, "replay-service")):
+@pytest.fixture
+def untouched(settings: Settings, new_database: Callable[[], str]) -> Settings:
+    """Settings over a database where nothing waits for a worker."""
+    return settings.model_copy(update={"database_url": new_database()})
+
+
+@pytest.mark.parametrize(
+    ("module", "service"), [(event_service, "event-service"), (replay_service, "replay-service")]
+)
+async def test_health_when_all_is_well(untouched: Settings, module: Any, service: str) -> None:
+    async with serving(module.create_app(untouched)) as client:
         for path in ("/health", "/readyz", "/livez"):
             response = await client.get(path)
             assert response.status_code == 200
@@ -179,8 +189,8 @@ async def test_an_open_door_shows_in_health(settings: Settings) -> None:
         assert (await client.get("/health")).json()["checks"]["authentication"]["status"] == "off"
 
 
-async def test_without_the_store_everything_says_503_and_recovers(settings: Settings, unique: str) -> None:
-    app = event_service.create_app(settings)
+async def test_without_the_store_everything_says_503_and_recovers(untouched: Settings, unique: str) -> None:
+    app = event_service.create_app(untouched)
     async with serving(app) as client:
         storage = app.state.system.store.storage
         pool, storage._pool = storage._pool, None

@@ -139,7 +139,7 @@ async def test_a_long_job_goes_through_the_queue(launcher: QueueLauncher, settin
 
 
 async def test_a_running_job_is_ended_where_it_runs(launcher: QueueLauncher, settings: Settings) -> None:
-    replay_id, config = await _replay(settings, batch_size=1, delay_between_batches=2.0)
+    replay_id, config = await _replay(settings, batch_size=1, delay_between_batches=10.0)
     run_id = await launcher.submit("replay", config, {"replay_id": replay_id})
     async with asyncio.timeout(WAIT_S):
         while await _status(settings, replay_id) != "running":  # noqa: ASYNC110 - another process's row
